@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LayerNormBackprop: the gradient of layer normalisation as one ONNX operator."""
+
+from lnbp_onnx.api import decompose
+from lnbp_onnx.errors import InvalidModelError, InvalidNodeError, KernelError, LnbpError
+from lnbp_onnx.node import gradient_nodes, make_node
+from lnbp_onnx.reference import LayerNormBackprop, layer_norm_backprop
+from lnbp_onnx.schema import register_schema
+from lnbp_onnx.spec import DOMAIN, OP_TYPE, OP_VERSION
+
+register_schema()
+
+__all__ = [
+    "DOMAIN",
+    "OP_TYPE",
+    "OP_VERSION",
+    "InvalidModelError",
+    "InvalidNodeError",
+    "KernelError",
+    "LayerNormBackprop",
+    "LnbpError",
+    "decompose",
+    "gradient_nodes",
+    "layer_norm_backprop",
+    "make_node",
+    "register_schema",
+]

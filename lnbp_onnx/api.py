@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The passes as functions from model to model."""
+
+from lnbp_onnx.edit import AnyModel, apply
+from lnbp_onnx.passes import DecomposePass
+
+
+def decompose(model: AnyModel) -> AnyModel:
+    """Return the model with every LayerNormBackprop node rewritten in standard ONNX operators.
+
+    Nodes in subgraphs and in model-local functions are rewritten as well, the import of domain ``lnbp`` is removed.
+    All else stays as it is, and so does `model` itself. External data is not looked at.
+
+    Args:
+        model: A ModelProto or an ``onnx_ir.Model``; the result is of the same kind.
+
+    Raises:
+        InvalidNodeError: Where the specification refuses a node, or too little is known of it.
+        InvalidModelError: Where the model's opset is too old or unknown.
+    """
+    return apply(DecomposePass(), model)

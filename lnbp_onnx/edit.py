@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running a pass on a model so that all it did not touch stays as it was, field by field.
+
+``onnx_ir`` reads a model into objects and writes them out again, and drops what it has no object for
+(``training_info``, sparse initializers, trailing names of omitted outputs). So a ModelProto is not written anew: what
+a pass added or removed in the objects is carried over to the proto that they were read from.
+"""
+
+from collections.abc import Iterator
+from typing import TypeAlias, TypeVar
+
+import onnx
+import onnx_ir as ir
+
+from lnbp_onnx.inference import subgraphs_of
+
+AnyModel = TypeVar("AnyModel", onnx.ModelProto, ir.Model)
+GraphOrFunction: TypeAlias = onnx.GraphProto | onnx.FunctionProto
+
+_FUNCTION_VALUE_INFO_IR_VERSION = 10
+
+
+def apply(rewriting: ir.passes.InPlacePass, model: AnyModel) -> AnyModel:
+    """Return `model` with a pass applied; the model itself is left as it was.
+
+    Args:
+        rewriting: A pass that adds and removes nodes, functions and imports, and leaves the rest alone.
+        model: A ModelProto, whose external data is not looked at, or an ``onnx_ir.Model``.
+    """
+    if isinstance(model, ir.Model):
+        clone = model.clone()
+        rewriting(clone)
+        return clone
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    apply_in_place(rewriting, copy)
+    return copy
+
+
+def apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) -> bool:
+    """Apply a pass to `proto`; return whether it changed anything. An error leaves the proto as it was."""
+    model = ir.from_proto(proto)
+    origins: dict[ir.Node, onnx.NodeProto] = {}
+    _pair(model.graph, proto.graph, origins)
+    functions = dict(zip(model.functions.values(), proto.functions, strict=True))
+    for function, function_proto in functions.items():
+        _pair(function.graph, function_proto, origins)
+    if not rewriting(model).modified:
+        return False
+
+    proto.ir_version = model.ir_version or proto.ir_version
+    _write_imports(model.opset_imports, proto)
+    _write_graph(model.graph, proto.graph, origins)
+    result = onnx.ModelProto()
+    for function in model.functions.values():
+        function_proto = functions.get(function)
+        if function_proto is None:
+            function_proto = ir.to_proto(function)
+        else:
+            _write_imports(function.opset_imports, function_proto)
+            _write_graph(function.graph, function_proto, origins)
+        if proto.ir_version < _FUNCTION_VALUE_INFO_IR_VERSION:
+            function_proto.ClearField("value_info")
+        result.functions.append(function_proto)
+    proto.ClearField("functions")
+    proto.MergeFrom(result)
+    return True
+
+
+def _pair(graph: ir.Graph, proto: GraphOrFunction, origins: dict[ir.Node, onnx.NodeProto]) -> None:
+    """Note for each node of a graph, subgraphs included, the proto that it was read from."""
+    for node, node_proto in zip(graph, proto.node, strict=True):
+        origins[node] = node_proto
+        for subgraph, subgraph_proto in _subgraph_pairs(node, node_proto):
+            _pair(subgraph, subgraph_proto, origins)
+
+
+def _subgraph_pairs(node: ir.Node, proto: onnx.NodeProto) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
+    attributes = {attribute.name: attribute for attribute in proto.attribute}
+    for name, subgraphs in subgraphs_of(node):
+        attribute = attributes[name]
+        yield from zip(subgraphs, attribute.graphs or [attribute.g], strict=True)
+
+
+def _write_imports(opset_imports: dict[str, int], proto: onnx.ModelProto | onnx.FunctionProto) -> None:
+    # The default domain has two names.
+    kept = [opset for opset in proto.opset_import if _canonical(opset.domain) in opset_imports]
+    known = {_canonical(opset.domain) for opset in kept}
+    added = [onnx.helper.make_opsetid(*item) for item in opset_imports.items() if item[0] not in known]
+    result = type(proto)(opset_import=[*kept, *added])
+    proto.ClearField("opset_import")
+    proto.MergeFrom(result)
+
+
+def _canonical(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _write_graph(graph: ir.Graph, proto: GraphOrFunction, origins: dict[ir.Node, onnx.NodeProto]) -> None:
+    """Make the nodes of `proto` those of `graph`; a node that was read from it is kept as it was read."""
+    nodes = [origins.get(node) for node in graph]
+    for node, node_proto in zip(graph, nodes, strict=True):
+        if node_proto is not None:
+            node_proto.op_type = node.op_type
+            for subgraph, subgraph_proto in _subgraph_pairs(node, node_proto):
+                _write_graph(subgraph, subgraph_proto, origins)
+    if None not in nodes and len(nodes) == len(proto.node):
+        return
+    result = type(proto)(
+        node=[
+            ir.to_proto(node) if node_proto is None else node_proto
+            for node, node_proto in zip(graph, nodes, strict=True)
+        ]
+    )
+    outputs = {output for node in result.node for output in node.output}
+    removed = {output for node in proto.node for output in node.output} - outputs
+    result.value_info.extend(info for info in proto.value_info if info.name not in removed)
+    declared = {info.name for info in result.value_info} | {value.name for value in graph.outputs}
+    for node, node_proto in zip(graph, nodes, strict=True):
+        if node_proto is None:
+            result.value_info.extend(
+                ir.to_proto(output) for output in node.outputs if output.type and output.name not in declared
+            )
+    proto.ClearField("node")
+    proto.ClearField("value_info")
+    proto.MergeFrom(result)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Element types and shapes of a graph's values, as far as declarations and ONNX's shape inference know them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from lnbp_onnx.errors import LnbpError
+from lnbp_onnx.node import TensorInfo
+
+# Larger tensors carry no shape information and would be copied for nothing.
+_LARGEST_TENSOR_KEPT = 1024
+
+
+def info_of(value: ir.Value) -> TensorInfo:
+    """Return what the value itself declares."""
+    element_type = None if value.dtype is None else int(value.dtype)
+    shape = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
+    return TensorInfo(element_type or None, shape)
+
+
+def declare(value: ir.Value, info: TensorInfo) -> None:
+    """Make the value declare what is known of it."""
+    value.type = None if info.element_type is None else ir.TensorType(ir.DataType(info.element_type))
+    value.shape = None if info.shape is None else ir.Shape(info.shape)
+
+
+def infer(
+    graph: ir.Graph, functions: Iterable[ir.Function], opset_imports: Mapping[str, int]
+) -> dict[ir.Value, TensorInfo]:
+    """Infer the element types and shapes of a graph's values, subgraphs included.
+
+    Args:
+        graph: The graph, which is left as it is; its inputs carry what is known of them.
+        functions: Those that the graph may call.
+        opset_imports: The operator sets that the graph's nodes belong to.
+
+    Returns:
+        What is known of each value; where inference fails, what the values themselves declare.
+
+    Raises:
+        InvalidNodeError: Where the graph holds a LayerNormBackprop node that the specification refuses.
+    """
+    infos = {value: info_of(value) for value in _values(graph)}
+    skeleton = _skeleton(graph, functions, opset_imports)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+    except LnbpError:
+        raise
+    except Exception:  # onnx raises plain RuntimeErrors for models it cannot infer
+        return infos
+    _collect(graph, inferred.graph, infos)
+    return infos
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    for each in (graph, *graph.subgraphs()):
+        yield from each.inputs
+        yield from each.initializers.values()
+        for node in each:
+            yield from node.outputs
+
+
+def _skeleton(
+    graph: ir.Graph, functions: Iterable[ir.Function], opset_imports: Mapping[str, int]
+) -> onnx.ModelProto:
+    """Return a model to infer: the graph with its large initializers turned into inputs."""
+    clone = graph.clone()
+    clone.opset_imports.update(opset_imports)
+    for name, value in list(clone.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes > _LARGEST_TENSOR_KEPT:
+            del clone.initializers[name]
+            if value not in clone.inputs:
+                clone.inputs.append(value)
+    clones = [function.clone() for function in functions]
+    return ir.to_proto(ir.Model(clone, ir_version=onnx.IR_VERSION, functions=clones))
+
+
+def _collect(graph: ir.Graph, proto: onnx.GraphProto, infos: dict[ir.Value, TensorInfo]) -> None:
+    """Add what the inferred `proto` of `graph` says to `infos`."""
+    inferred = {
+        info.name: TensorInfo.from_type_proto(info.type)
+        for group in (proto.input, proto.value_info, proto.output)
+        for info in group
+    }
+    for value in (*graph.inputs, *graph.initializers.values(), *(output for node in graph for output in node.outputs)):
+        info = inferred.get(value.name or "")
+        if info is not None:
+            infos[value] = _merge(infos[value], info)
+    for node, node_proto in zip(graph, proto.node, strict=True):
+        attributes = {attribute.name: attribute for attribute in node_proto.attribute}
+        for name, subgraphs in subgraphs_of(node):
+            attribute = attributes[name]
+            protos = attribute.graphs if attribute.graphs else [attribute.g]
+            for subgraph, subgraph_proto in zip(subgraphs, protos, strict=True):
+                _collect(subgraph, subgraph_proto, infos)
+
+
+def subgraphs_of(node: ir.Node) -> Iterator[tuple[str, Sequence[ir.Graph]]]:
+    """Yield the attributes of a node that hold graphs: their names and the graphs."""
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield name, (attribute.as_graph(),)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield name, attribute.as_graphs()
+
+
+def _merge(declared: TensorInfo, inferred: TensorInfo) -> TensorInfo:
+    shape = declared.shape
+    if shape is None:
+        shape = inferred.shape
+    elif inferred.shape is not None and len(shape) == len(inferred.shape):
+        shape = tuple(
+            b if isinstance(b, int) or a is None else a for a, b in zip(shape, inferred.shape, strict=True)
+        )
+    return TensorInfo(declared.element_type or inferred.element_type, shape)

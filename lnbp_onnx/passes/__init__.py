@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graph rewritings as ``onnx_ir`` passes, one to a file."""
+
+from lnbp_onnx.passes.decompose import DecomposePass
+
+__all__ = ["DecomposePass"]

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's schema in ``onnx.defs``, with its type and shape inference."""
+
+import onnx
+from onnx import TypeProto
+from onnx.defs import OpSchema
+from onnx.helper import make_attribute
+
+from lnbp_onnx import spec
+from lnbp_onnx.node import TensorInfo, describe, parse
+
+
+def make_schema() -> OpSchema:
+    """Return a new OpSchema of the operator."""
+    types = [f"tensor({spec.type_name(element_type)})" for element_type in spec.ELEMENT_TYPES]
+    options = OpSchema.FormalParameterOption
+    parameters = [
+        [
+            OpSchema.FormalParameter(
+                parameter.name,
+                parameter.type_variable,
+                parameter.doc,
+                param_option=options.Optional if parameter.optional else options.Single,
+            )
+            for parameter in group
+        ]
+        for group in (spec.INPUTS, spec.OUTPUTS)
+    ]
+    schema = OpSchema(
+        spec.OP_TYPE,
+        spec.DOMAIN,
+        spec.OP_VERSION,
+        doc=spec.DOC,
+        inputs=parameters[0],
+        outputs=parameters[1],
+        type_constraints=[(variable, types, doc) for variable, doc in spec.TYPE_DOCS.items()],
+        attributes=[
+            OpSchema.Attribute(attribute.name, make_attribute(attribute.name, attribute.default), attribute.doc)
+            for attribute in spec.ATTRIBUTES
+        ],
+    )
+    schema.set_type_and_shape_inference_function(_infer)
+    return schema
+
+
+def register_schema() -> None:
+    """Register the operator in ``onnx.defs``, once; importing the package does it.
+
+    From then on ``onnx.checker`` and ``onnx.shape_inference`` know the operator, and raise `InvalidNodeError`
+    for a node that the specification refuses.
+    """
+    if not onnx.defs.has(spec.OP_TYPE, spec.DOMAIN):
+        onnx.defs.register_schema(make_schema())
+
+
+def _infer(context: onnx.shape_inference.InferenceContext) -> None:
+    attributes = {}
+    for attribute in spec.ATTRIBUTES:
+        proto = context.get_attribute(attribute.name)
+        if proto is not None:
+            attributes[attribute.name] = proto
+    types = (context.get_input_type(index) for index in range(context.get_num_inputs()))
+    inputs = [None if type_proto is None else TensorInfo.from_type_proto(type_proto) for type_proto in types]
+    # The context does not tell a wanted output from one named "": only input_delta is sure.
+    node = parse(describe("", ()), attributes, inputs, [True])
+    for index in range(context.get_num_outputs()):
+        info = node.output_info(spec.OUTPUT_NAMES[index])
+        if info.element_type is None:
+            continue
+        result = TypeProto()
+        result.tensor_type.elem_type = info.element_type
+        if info.shape is not None:
+            result.tensor_type.shape.SetInParent()
+            for dim in info.shape:
+                proto = result.tensor_type.shape.dim.add()
+                if isinstance(dim, int):
+                    proto.dim_value = dim
+                elif dim:
+                    proto.dim_param = dim
+        context.set_output_type(index, result)
