@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running models: in ONNX Runtime, or in ONNX's reference evaluator where they hold the operator."""
+
+import ctypes
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+from onnx_ir.passes.common import InlinePass
+
+from lnbp_onnx import spec
+from lnbp_onnx.errors import InvalidModelError, LnbpError
+from lnbp_onnx.operators import OPERATOR_ID
+from lnbp_onnx.reference import LayerNormBackprop
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+class Runner(Protocol):
+    """A model made ready to run."""
+
+    runtime: str
+
+    def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
+        """Return the graph's outputs by name."""
+
+
+class OnnxRuntimeRunner:
+    """A model in ONNX Runtime on the CPU, bfloat16 going in and out as ``ml_dtypes.bfloat16``.
+
+    Args:
+        model: A model, or the path of one.
+        sess_options: By default ONNX Runtime's own, with warnings silenced.
+
+    Raises:
+        InvalidModelError: Where ONNX Runtime cannot load the model; also from `run`, where it cannot run it.
+    """
+
+    runtime = "onnxruntime"
+
+    def __init__(
+        self, model: onnx.ModelProto | Path, sess_options: onnxruntime.SessionOptions | None = None
+    ) -> None:
+        if sess_options is None:
+            sess_options = onnxruntime.SessionOptions()
+            sess_options.log_severity_level = 3
+        source = str(model) if isinstance(model, Path) else model.SerializeToString()
+        try:
+            self._session = onnxruntime.InferenceSession(source, sess_options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions have no common base but Exception
+            raise InvalidModelError(f"onnxruntime cannot load the model: {error}") from error
+
+    def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
+        arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        names = [output.name for output in self._session.get_outputs()]
+        try:
+            # An OrtValue made from an array points into it: `arrays` keeps them alive.
+            values = {name: _to_ort_value(array) for name, array in arrays.items()}
+            results = self._session.run_with_ort_values(names, values)
+        except Exception as error:
+            raise InvalidModelError(f"onnxruntime cannot run the model: {error}") from error
+        return {name: _to_array(name, value) for name, value in zip(names, results, strict=True)}
+
+
+def _to_ort_value(array: NDArray[Any]) -> onnxruntime.OrtValue:
+    element_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    if element_type == TensorProto.BFLOAT16:
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, element_type)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _to_array(name: str, value: onnxruntime.OrtValue) -> NDArray[Any]:
+    if not value.is_tensor():
+        raise InvalidModelError(f"Output {name!r} is of {value.data_type()}; only tensors can be had as arrays.")
+    if value.data_type() != "tensor(bfloat16)":
+        array: NDArray[Any] = value.numpy()
+        return array
+    # OrtValue.numpy() refuses bfloat16.
+    dtype = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
+    shape = tuple(value.shape())
+    content = ctypes.string_at(value.data_ptr(), int(np.prod(shape)) * dtype.itemsize)
+    return np.frombuffer(content, dtype).reshape(shape).copy()
+
+
+class ReferenceRunner:
+    """A model in ``onnx.reference.ReferenceEvaluator``, which knows the operator from here.
+
+    Raises:
+        InvalidModelError: Where the evaluator cannot load the model; also from `run`, where it cannot run it.
+    """
+
+    runtime = "onnx.reference"
+
+    def __init__(self, model: onnx.ModelProto | Path) -> None:
+        try:
+            loaded = onnx.load(model) if isinstance(model, Path) else model
+            self._evaluator = ReferenceEvaluator(_without_functions(loaded), new_ops=[LayerNormBackprop])
+        except Exception as error:  # the evaluator raises what its operators happen to raise
+            raise InvalidModelError(f"ONNX's reference evaluator cannot load the model: {error}") from error
+
+    def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
+        try:
+            with np.errstate(all="ignore"):
+                results = self._evaluator.run(None, dict(feeds))
+        except LnbpError:
+            raise
+        except Exception as error:
+            raise InvalidModelError(f"ONNX's reference evaluator cannot run the model: {error}") from error
+        return dict(zip(self._evaluator.output_names, results, strict=True))
+
+
+def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Inline the model's functions: the evaluator does not pass ``new_ops`` on to them.
+
+    ``onnx.inliner`` would not do: it forgets the default values of a function's attributes.
+    """
+    if not model.functions:
+        return model
+    inlined = ir.from_proto(model)
+    InlinePass(criteria=lambda function: function.identifier() != OPERATOR_ID)(inlined)
+    inlined.opset_imports.setdefault(spec.DOMAIN, spec.OP_VERSION)
+    return ir.to_proto(inlined)
