@@ -7,6 +7,7 @@ from lnbp_onnx.node import gradient_nodes, make_node
 from lnbp_onnx.reference import LayerNormBackprop, layer_norm_backprop
 from lnbp_onnx.schema import register_schema
 from lnbp_onnx.spec import DOMAIN, OP_TYPE, OP_VERSION
+from lnbp_onnx.verify import compare
 
 register_schema()
 
@@ -19,6 +20,7 @@ __all__ = [
     "KernelError",
     "LayerNormBackprop",
     "LnbpError",
+    "compare",
     "decompose",
     "gradient_nodes",
     "layer_norm_backprop",

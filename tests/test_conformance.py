@@ -12,7 +12,7 @@ from cases import CASES, INPUTS, OUTPUTS, SMALL_CASES, Case
 from onnx import helper
 
 import lnbp_onnx
-from lnbp_onnx.session import OnnxRuntimeRunner, ReferenceRunner
+from lnbp_onnx.runners import OnnxRuntimeRunner, ReferenceRunner
 
 Outputs = dict[str, np.ndarray[Any, Any]]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running models: in ONNX Runtime, or in ONNX's reference evaluator where they hold the operator."""
+"""Running models on arrays: in ONNX Runtime, or in ONNX's reference evaluator where they hold the operator."""
 
 import ctypes
 from collections.abc import Mapping

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands tell: plain data, for JSON and for tables."""
+
+import importlib.metadata
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from rich.table import Table
+
+from lnbp_onnx import spec
+from lnbp_onnx.node import BackpropNode
+from lnbp_onnx.operators import Operator, find_operators, scopes
+from lnbp_onnx.specialise import specialise_functions
+from lnbp_onnx.verify import Comparison
+
+_PACKAGES = ("lnbp-onnx", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-extensions", "numpy")
+
+
+def found_operators(model: onnx.ModelProto) -> list[dict[str, Any]]:
+    """Describe the operator's nodes of a model, those in functions once for each way the function is called.
+
+    Raises:
+        InvalidNodeError: Where the specification refuses one of them.
+    """
+    typed = ir.from_proto(model)
+    specialise_functions(typed)
+    functions = list(typed.functions.values())
+    return [_describe(operator) for scope in scopes(typed) for operator in find_operators(scope, functions)]
+
+
+def _describe(operator: Operator) -> dict[str, Any]:
+    parsed = operator.parsed
+    return {
+        "node": operator.node.name or "",
+        "place": operator.place,
+        "begin_norm_axis": parsed.begin_norm_axis,
+        "shape": None if parsed.shape is None else list(parsed.shape),
+        "types": {
+            variable: name for variable in ("T", "P", "U") if (name := _type_name(parsed, variable)) is not None
+        },
+        "statistics": "given" if parsed.use_stats else "computed",
+        "epsilon": parsed.epsilon,
+        "outputs": [name for name, wanted in zip(spec.OUTPUT_NAMES, parsed.outputs, strict=True) if wanted],
+    }
+
+
+def _type_name(parsed: BackpropNode, variable: str) -> str | None:
+    for parameter, info in zip(spec.INPUTS, parsed.inputs, strict=True):
+        if parameter.type_variable == variable and info is not None and info.element_type is not None:
+            return spec.type_name(info.element_type)
+    return None
+
+
+def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
+    """Count the nodes of a model by operator, those of subgraphs and functions included."""
+    counts = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in _nodes(model))
+    return dict(sorted(counts.items()))
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    stack = [model.graph.node, *(function.node for function in model.functions)]
+    while stack:
+        for node in stack.pop():
+            yield node
+            for attribute in node.attribute:
+                stack += [graph.node for graph in (attribute.g, *attribute.graphs)]
+
+
+def comparison_data(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison as plain data."""
+    return {
+        "ok": comparison.ok,
+        "runtimes": list(comparison.runtimes),
+        "seconds": list(comparison.seconds),
+        "outputs": [
+            {
+                "name": output.name,
+                "max_absolute_error": output.max_absolute_error,
+                "max_relative_error": output.max_relative_error,
+                "ok": output.ok,
+            }
+            for output in comparison.outputs
+        ],
+    }
+
+
+def operators_table(operators: list[dict[str, Any]]) -> Table:
+    """Return the table of the nodes that were found."""
+    table = Table(title=f"{spec.OP_TYPE} nodes: {len(operators)}", title_justify="left")
+    for column in ("node", "place", "axis", "types", "statistics"):
+        table.add_column(column, overflow="fold")
+    for operator in operators:
+        types = operator["types"]
+        table.add_row(
+            operator["node"] or "(no name)",
+            operator["place"],
+            str(operator["begin_norm_axis"]),
+            next(iter(types.values())) if len(set(types.values())) == 1 else _listed(types),
+            operator["statistics"],
+        )
+    return table
+
+
+def _listed(types: Mapping[str, str]) -> str:
+    return ", ".join(f"{variable} {name}" for variable, name in types.items())
+
+
+def change_table(
+    before: Mapping[str, Any], after: Mapping[str, Any], check: Mapping[str, Any] | None, everything: bool
+) -> Table:
+    """Return the table of what changed: operator counts, file size, and the time of a run where there was one.
+
+    Args:
+        before: The model as it was.
+        after: The model as it became.
+        check: The comparison of the two, if there was one.
+        everything: Whether to list also the operators whose count is the same.
+    """
+    table = Table(title="Before and after", title_justify="left")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    counts_before, counts_after = before["operators"], after["operators"]
+    for name in sorted({*counts_before, *counts_after}):
+        counts = counts_before.get(name, 0), counts_after.get(name, 0)
+        if everything or counts[0] != counts[1]:
+            table.add_row(name, *map(str, counts))
+    table.add_section()
+    table.add_row("all nodes", str(sum(counts_before.values())), str(sum(counts_after.values())))
+    table.add_row("file size", _size(before["bytes"]), _size(after["bytes"]))
+    if check is not None:
+        table.add_row("one run", *(f"{seconds * 1e3:.2f} ms" for seconds in check["seconds"]))
+        table.add_row("run in", *check["runtimes"])
+    return table
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> Table:
+    """Return the table of the worst error of each output."""
+    table = Table(title="Largest errors", title_justify="left")
+    table.add_column("output", overflow="fold")
+    for column in ("absolute", "relative"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for output in comparison["outputs"]:
+        verdict = "[green]ok[/]" if output["ok"] else "[red]differs[/]"
+        table.add_row(
+            output["name"], f"{output['max_absolute_error']:.2e}", f"{output['max_relative_error']:.2e}", verdict
+        )
+    return table
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions of what takes part, and what is available."""
+    return {
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "opset": onnx.defs.onnx_opset_version(),
+        "providers": onnxruntime.get_available_providers(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def environment_table(data: Mapping[str, Any]) -> Table:
+    """Return the table of `environment`."""
+    table = Table(show_header=False)
+    for name, version in data["versions"].items():
+        table.add_row(name, version or "not installed")
+    table.add_section()
+    table.add_row("newest opset known", str(data["opset"]))
+    table.add_row("execution providers", ", ".join(data["providers"]))
+    return table
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.4g} {unit}"
+        value /= 1000
+    return f"{value:.4g} GB"
