@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making nodes."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+import lnbp_onnx
+
+
+def test_default_outputs() -> None:
+    node = lnbp_onnx.make_node("x", "dy", gamma="g", mean="m", variance="v")
+    assert list(node.output) == ["input_delta", "gamma_delta", "beta_delta"]
+    assert list(node.input) == ["x", "dy", "g", "", "m", "v"]
+    assert (node.domain, node.op_type) == (lnbp_onnx.DOMAIN, lnbp_onnx.OP_TYPE)
+    plain = lnbp_onnx.make_node("x", "dy", use_affine=False, use_stats=False, name="n")
+    assert list(plain.output) == ["input_delta"]
+    assert list(plain.input) == ["x", "dy"]
+    assert plain.name == "n"
+
+
+def test_attributes_are_written_out() -> None:
+    node = lnbp_onnx.make_node("x", "dy", gamma="g", use_stats=False, begin_norm_axis=-2, epsilon=0.25)
+    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    assert values == {"begin_norm_axis": -2, "use_affine": 1, "epsilon": 0.25, "use_stats": 0}
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradient_of_a_layer_normalization(axis: int, bias: bool) -> None:
+    """Forward node and gradient in one graph, against the gradient with computed statistics."""
+    shape, norm = [4, 3, 5], [3, 5][axis % 3 - 1 :]
+    forward = helper.make_node(
+        "LayerNormalization", ["x", "g", *(["b"] if bias else [])], ["y", "mu", "rstd"], axis=axis, epsilon=0.01, name="ln"
+    )
+    nodes = lnbp_onnx.gradient_nodes(forward, "dy", outputs=["dx", "dg", "db"])
+    assert nodes[-1].op_type == "LayerNormBackprop"
+    inputs = {"x": shape, "g": norm, "b": norm, "dy": shape}
+    graph = helper.make_graph(
+        [forward, *nodes],
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "dx", "dg", "db")],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("lnbp", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.normal(size=dims).astype(np.float32) for name, dims in inputs.items()}
+    found = ReferenceEvaluator(model, new_ops=[lnbp_onnx.LayerNormBackprop]).run(["dx", "dg", "db"], feeds)
+    doubles = [feeds[name].astype(np.float64) for name in ("x", "dy", "g")]
+    expected = lnbp_onnx.layer_norm_backprop(*doubles, begin_norm_axis=axis, use_stats=False, epsilon=0.01)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_needs_the_statistics() -> None:
+    forward = helper.make_node("LayerNormalization", ["x", "g"], ["y", "mu"], name="ln")
+    with pytest.raises(lnbp_onnx.InvalidNodeError, match="'ln': output 2 'InvStdDev' is omitted"):
+        lnbp_onnx.gradient_nodes(forward, "dy")
+    other = helper.make_node("BatchNormalization", ["x"], ["y"], name="bn")
+    with pytest.raises(lnbp_onnx.InvalidNodeError, match="this is ai.onnx::BatchNormalization"):
+        lnbp_onnx.gradient_nodes(other, "dy")
+
+
+def test_nodes_pass_the_checker() -> None:
+    context = onnx.checker.DEFAULT_CONTEXT
+    context.opset_imports = {"": 17, "lnbp": 1}
+    onnx.checker.check_node(lnbp_onnx.make_node("x", "dy", use_affine=False, use_stats=False), context)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The NumPy reference against finite differences of the forward operator, and by its properties."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, OUTPUTS, Case
+from hypothesis import given
+from strategies import problems
+
+import lnbp_onnx
+
+Array = np.ndarray[Any, Any]
+
+ATTRIBUTE_CASES = [case for case in CASES if case.t == "float" and math.prod(case.shape) < 300 and 0 not in case.shape]
+
+
+def forward(x: Array, gamma: Array | None, beta: Array | None, axis: int, epsilon: float) -> Array:
+    """Layer normalisation as ONNX defines it, gamma and beta of the normalised shape or broadcast to it."""
+    axes = tuple(range(axis % x.ndim, x.ndim))
+    norm = x.shape[axis % x.ndim :]
+    mean = x.mean(axis=axes, keepdims=True)
+    variance = np.square(x - mean).mean(axis=axes, keepdims=True)
+    y = (x - mean) / np.sqrt(variance + epsilon)
+    for parameter, combine in ((gamma, np.multiply), (beta, np.add)):
+        if parameter is not None:
+            flat = parameter.ndim == 1 and parameter.size == math.prod(norm)
+            y = combine(y, parameter.reshape(norm) if flat else parameter)
+    return y
+
+
+def numerical_gradient(function: Any, at: Array) -> Array:
+    """Central differences of a scalar function."""
+    gradient = np.zeros_like(at)
+    step = np.longdouble(2.0**-16)
+    for index in np.ndindex(at.shape):
+        values = []
+        for sign in (1, -1):
+            moved = at.copy()
+            moved[index] += sign * step
+            values.append(function(moved))
+        gradient[index] = (values[0] - values[1]) / (2 * step)
+    return gradient
+
+
+@pytest.mark.parametrize("case", ATTRIBUTE_CASES, ids=lambda case: case.name)
+def test_finite_differences(case: Case) -> None:
+    """Statistics are functions of the input, given or not: given ones are made from the input here."""
+    arrays = {name: array.astype(np.longdouble) for name, array in case.arrays().items()}
+    x, dy = arrays["input_forward"], arrays["output_delta"]
+    gamma, beta = arrays.get("gamma"), arrays.get("beta")
+    epsilon = float(np.float32(case.epsilon or 1e-5))
+    axes = tuple(range(case.axis % x.ndim, x.ndim))
+    stats = {}
+    if case.stats:
+        mean = x.mean(axis=axes, keepdims=True)
+        stats = {"mean": mean, "variance": np.square(x - mean).mean(axis=axes, keepdims=True)}
+    found = lnbp_onnx.layer_norm_backprop(
+        *(None if array is None else array.astype(np.float64) for array in (x, dy, gamma, beta)),
+        **{name: array.astype(np.float64) for name, array in stats.items()},
+        begin_norm_axis=case.axis,
+        use_affine=case.affine,
+        epsilon=epsilon,
+        use_stats=case.stats,
+    )
+
+    def loss(x: Array, gamma: Array | None, beta: Array | None) -> Any:
+        return (dy * forward(x, gamma, beta, case.axis, epsilon)).sum()
+
+    expected = [numerical_gradient(lambda moved: loss(moved, gamma, beta), x)]
+    if gamma is not None:
+        expected.append(numerical_gradient(lambda moved: loss(x, moved, beta), gamma))
+    if beta is not None:
+        expected.append(numerical_gradient(lambda moved: loss(x, gamma, moved), beta))
+    for result, gradient in zip(found, expected, strict=False):
+        assert result is not None
+        np.testing.assert_allclose(result, gradient.astype(np.float64), rtol=1e-6, atol=1e-6)
+
+
+@given(problems())
+def test_properties(case: Case) -> None:
+    results = lnbp_onnx.layer_norm_backprop(
+        **case.arrays(),
+        begin_norm_axis=case.axis,
+        use_affine=case.affine,
+        epsilon=case.epsilon,
+        use_stats=case.stats,
+    )
+    case.check({name: value for name, value in zip(OUTPUTS, results, strict=True) if value is not None})
+
+
+@pytest.mark.parametrize("stats", [True, False])
+def test_nan_stays_where_the_arithmetic_puts_it(stats: bool) -> None:
+    """A NaN in the input: in its row for input_delta; in its column of gamma_delta where statistics are given."""
+    case = Case("nan", (6, 8), stats=stats)
+    arrays = case.arrays()
+    arrays["input_forward"][2, 3] = np.nan
+    dx, dgamma, dbeta = lnbp_onnx.layer_norm_backprop(**arrays, use_stats=stats)
+    assert dgamma is not None
+    assert dbeta is not None
+    assert np.array_equal(np.isnan(dx).any(axis=1), np.arange(6) == 2)
+    assert np.array_equal(np.isnan(dgamma), np.arange(8) == 3 if stats else np.ones(8, bool))
+    assert np.isfinite(dbeta).all()
+
+
+def test_infinity_in_the_gradient() -> None:
+    case = Case("inf", (6, 8))
+    arrays = case.arrays()
+    arrays["output_delta"][4, 1] = np.inf
+    dx, dgamma, dbeta = lnbp_onnx.layer_norm_backprop(**arrays)
+    assert dgamma is not None
+    assert dbeta is not None
+    assert np.array_equal(np.isfinite(dx).all(axis=1), np.arange(6) != 4)
+    assert np.array_equal(np.isinf(dgamma), np.arange(8) == 1)
+    assert np.array_equal(np.isinf(dbeta), np.arange(8) == 1)
+
+
+def test_integers_are_exact_beyond_what_float_holds() -> None:
+    """With one column and mean 0, variance 1, dy - mean(dy) - ... is 0; with use_affine the sum of dy is exact."""
+    big = 2**52 + 1
+    dy = np.array([[big], [-1]], np.int64)
+    x = np.zeros((2, 1), np.int64)
+    ones = np.ones(2, np.int64)
+    _, _, dbeta = lnbp_onnx.layer_norm_backprop(x, dy, np.ones(1, np.int64), mean=ones, variance=ones)
+    assert dbeta is not None
+    assert dbeta[0] == big - 1
