@@ -12,7 +12,7 @@ d stays centred: factoring the mean out of q would save a pass and lose three di
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -44,8 +44,25 @@ class Body:
     outputs: tuple[ir.Value | None, ...]
 
 
+def is_whole(node: BackpropNode, name: str) -> bool:
+    """Return whether gamma or beta is known to have one element for each column."""
+    info = node.input(name)
+    return (
+        info is not None
+        and info.shape is not None
+        and node.norm_size is not None
+        and static_size(info.shape) == node.norm_size
+    )
+
+
 def build_body(
-    node: BackpropNode, inputs: Sequence[ir.Value | None], opset: int, unique_name: Callable[[str], str]
+    node: BackpropNode,
+    inputs: Sequence[ir.Value | None],
+    opset: int,
+    unique_name: Callable[[str], str],
+    *,
+    whole: Collection[str] = (),
+    epsilon_attribute: str = "",
 ) -> Body:
     """Write a node in standard operators.
 
@@ -54,17 +71,26 @@ def build_body(
         inputs: The values of its six inputs; those it does not use are not looked at.
         opset: The version of the default domain to write in.
         unique_name: Turns a step's name into one that the graph does not have yet.
+        whole: Which of gamma and beta have one element for each column, where the shapes in `node` do not tell.
+        epsilon_attribute: The attribute that holds epsilon, of the function that is written; from opset 12 on. Without
+            it the node's own value is written.
 
     Raises:
         InvalidNodeError: Where the element type is not known, or needs a newer opset.
         InvalidModelError: Where the opset is older than 11.
     """
-    return _BodyBuilder(node, inputs, opset, unique_name).build()
+    return _BodyBuilder(node, inputs, opset, unique_name, whole, epsilon_attribute).build()
 
 
 class _BodyBuilder:
     def __init__(
-        self, node: BackpropNode, inputs: Sequence[ir.Value | None], opset: int, unique_name: Callable[[str], str]
+        self,
+        node: BackpropNode,
+        inputs: Sequence[ir.Value | None],
+        opset: int,
+        unique_name: Callable[[str], str],
+        whole: Collection[str],
+        epsilon_attribute: str,
     ) -> None:
         if opset < OLDEST_OPSET:
             raise InvalidModelError(
@@ -91,6 +117,8 @@ class _BodyBuilder:
         self._inputs = dict(zip(spec.INPUT_NAMES, inputs, strict=False))
         self._opset = opset
         self._unique_name = unique_name
+        self._whole = {name for name in ("gamma", "beta") if name in whole or is_whole(node, name)}
+        self._epsilon_attribute = epsilon_attribute
         self._nodes: list[ir.Node] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._casts: dict[str, ir.Value] = {}
@@ -161,11 +189,18 @@ class _BodyBuilder:
             d = self._elementwise("Sub", x, self._row_mean(x, "mean"), "d_once")
             d = self._elementwise("Sub", d, self._row_mean(d, "mean_rest"), "d")
             variance = self._precise_row_mean(self._elementwise("Mul", d, d, "d_squared"), "variance")
-        if self._node.epsilon:
-            epsilon = self._constant(np.array(self._node.epsilon), self._compute)
+        if self._node.epsilon or self._epsilon_attribute:
+            epsilon = self._epsilon_value()
             variance = self._op("Add", variance, epsilon, name="variance_epsilon", shape=row)
         std = self._op("Sqrt", variance, name="std", shape=row)
         return d, self._op("Reciprocal", std, name="rstd", shape=row)
+
+    def _epsilon_value(self) -> ir.Value:
+        if not self._epsilon_attribute:
+            return self._constant(np.array(self._node.epsilon), self._compute)
+        reference = ir.RefAttr("value_float", self._epsilon_attribute, ir.AttributeType.FLOAT)
+        epsilon = self._op("Constant", name="epsilon", shape=(), element_type=TensorProto.FLOAT, value_float=reference)
+        return self._cast(epsilon, TensorProto.FLOAT, self._compute, "epsilon", ())
 
     def _row_mean(self, values: ir.Value, name: str) -> ir.Value:
         return self._reduce("ReduceMean", values, [1], name=name, keepdims=True, shape=self._column_shape)
@@ -247,9 +282,17 @@ class _BodyBuilder:
         """Return N in the compute type."""
         if self._norm_size is not None:
             return self._constant(np.array(self._norm_size), self._compute)
-        length = self._column_count()
+        length: Length
+        if "gamma" in self._whole:
+            # ONNX Runtime has no Size of bfloat16.
+            length = self._op(
+                "Size", self._computed("gamma"), name="norm_size", shape=(), element_type=TensorProto.INT64
+            )
+        else:
+            length = self._column_count()
         assert isinstance(length, ir.Value)
-        return self._cast(length, TensorProto.INT64, self._compute, "norm_size", (1,))
+        shape = None if length.shape is None else tuple(length.shape.numpy())
+        return self._cast(length, TensorProto.INT64, self._compute, "norm_size", shape)
 
     def _column_count(self) -> Length:
         """Return N as a length."""
@@ -269,8 +312,8 @@ class _BodyBuilder:
         assert info is not None
         value, columns = self._computed(name), (self._norm_size,)
         norm = self._node.norm
-        if info.shape is not None and None not in columns and static_size(info.shape) == self._norm_size:
-            if len(info.shape) == 1:
+        if name in self._whole:
+            if info.shape is not None and len(info.shape) == 1:
                 return value
             return self._op("Reshape", value, self._ints(-1), name=f"{name}_columns", shape=columns)
         if info.shape is not None and len(info.shape) < 2:
@@ -304,7 +347,15 @@ class _BodyBuilder:
         info, norm = self._node.input(like), self._node.norm
         assert info is not None
         shape = info.shape
-        if shape is None or (norm is None and len(shape) > 1):
+        if like in self._whole:
+            if shape is not None and len(shape) == 1:
+                target = self._ints(-1)
+            elif shape is not None and all(isinstance(dim, int) for dim in shape):
+                target = self._ints(*map(_static, shape))
+            else:
+                target = self._shape(self._input(like))
+            value = self._op("Reshape", total, target, name=f"{name}_shaped", shape=shape)
+        elif shape is None or (norm is None and len(shape) > 1):
             view = self._unknown_rank(like)[1]
             value = self._reshape(total, view, f"{name}_view", None)
             pairs = self._op("Size", view, name=f"{name}_pairs", shape=(), element_type=ir.DataType.INT64)
@@ -319,8 +370,6 @@ class _BodyBuilder:
             )
             value = self._op("ReduceSum", value, axes, name=f"{name}_sum", shape=None, keepdims=0)
             value = self._reshape(value, self._shape(self._input(like)), f"{name}_shaped", shape)
-        elif None not in (size := (static_size(shape), self._norm_size)) and size[0] == size[1]:
-            value = self._op("Reshape", total, self._ints(*map(_static, shape)), name=f"{name}_shaped", shape=shape)
         else:
             lengths, axes_summed = self._summed_view(like, shape, norm)
             value = self._reshape(total, self._vector(lengths, f"{name}_lengths"), f"{name}_view", None)
@@ -542,7 +591,7 @@ class _BodyBuilder:
                 name=name,
                 shape=array.shape,
                 element_type=element_type,
-                value=ir.tensor(array, dtype=element_type),
+                value=ir.Tensor(array, dtype=element_type),
             )
             self._constants[key] = value
         return self._constants[key]
@@ -554,7 +603,7 @@ class _BodyBuilder:
         name: str,
         shape: Sequence[Dim] | ir.Shape | None,
         element_type: int | None = None,
-        **attributes: object,
+        **attributes: int | list[int] | ir.TensorProtocol | ir.Attr,
     ) -> ir.Value:
         node_name = self._unique_name(name)
         output = ir.Value(
@@ -563,9 +612,19 @@ class _BodyBuilder:
             type=ir.TensorType(self._compute if element_type is None else ir.DataType(element_type)),
         )
         self._steps[output] = name
-        attrs = ir.convenience.convert_attributes(attributes)
+        attrs = [_attribute(name, value) for name, value in attributes.items()]
         self._nodes.append(ir.Node("", op_type, inputs, attrs, outputs=[output], name=node_name))
         return output
+
+
+def _attribute(name: str, value: int | list[int] | ir.TensorProtocol | ir.Attr) -> ir.Attr:
+    if isinstance(value, ir.Attr):
+        return value
+    if isinstance(value, int):
+        return ir.AttrInt64(name, value)
+    if isinstance(value, list):
+        return ir.AttrInt64s(name, value)
+    return ir.AttrTensor(name, value)
 
 
 def _block_size(length: int) -> int:

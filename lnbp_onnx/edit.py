@@ -24,7 +24,8 @@ def apply(rewriting: ir.passes.InPlacePass, model: AnyModel) -> AnyModel:
     """Return `model` with a pass applied; the model itself is left as it was.
 
     Args:
-        rewriting: A pass that adds and removes nodes, functions and imports, and leaves the rest alone.
+        rewriting: A pass that adds and removes nodes, functions and imports, pads a node's inputs, trims its omitted
+            outputs or adds attributes to it, and leaves the rest alone.
         model: A ModelProto, whose external data is not looked at, or an ``onnx_ir.Model``.
     """
     if isinstance(model, ir.Model):
@@ -55,7 +56,7 @@ def apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) -> 
     for function in model.functions.values():
         function_proto = functions.get(function)
         if function_proto is None:
-            function_proto = ir.to_proto(function)
+            function_proto = ir.serde.serialize_function(function)
         else:
             _write_imports(function.opset_imports, function_proto)
             _write_graph(function.graph, function_proto, origins)
@@ -101,14 +102,14 @@ def _write_graph(graph: ir.Graph, proto: GraphOrFunction, origins: dict[ir.Node,
     nodes = [origins.get(node) for node in graph]
     for node, node_proto in zip(graph, nodes, strict=True):
         if node_proto is not None:
-            node_proto.op_type = node.op_type
+            _write_node(node, node_proto)
             for subgraph, subgraph_proto in _subgraph_pairs(node, node_proto):
                 _write_graph(subgraph, subgraph_proto, origins)
     if None not in nodes and len(nodes) == len(proto.node):
         return
     result = type(proto)(
         node=[
-            ir.to_proto(node) if node_proto is None else node_proto
+            ir.serde.serialize_node(node) if node_proto is None else node_proto
             for node, node_proto in zip(graph, nodes, strict=True)
         ]
     )
@@ -119,8 +120,19 @@ def _write_graph(graph: ir.Graph, proto: GraphOrFunction, origins: dict[ir.Node,
     for node, node_proto in zip(graph, nodes, strict=True):
         if node_proto is None:
             result.value_info.extend(
-                ir.to_proto(output) for output in node.outputs if output.type and output.name not in declared
+                ir.serde.serialize_value(output) for output in node.outputs if output.type and output.name not in declared
             )
     proto.ClearField("node")
     proto.ClearField("value_info")
     proto.MergeFrom(result)
+
+
+def _write_node(node: ir.Node, proto: onnx.NodeProto) -> None:
+    """Write what a pass changes of a node that it keeps: the operator, the number of operands, added attributes."""
+    proto.op_type = node.op_type
+    proto.input.extend([""] * (len(node.inputs) - len(proto.input)))
+    del proto.output[len(node.outputs) :]
+    written = {attribute.name for attribute in proto.attribute}
+    proto.attribute.extend(
+        ir.to_proto(attribute) for name, attribute in node.attributes.items() if name not in written
+    )

@@ -66,7 +66,7 @@ def _skeleton(
     graph: ir.Graph, functions: Iterable[ir.Function], opset_imports: Mapping[str, int]
 ) -> onnx.ModelProto:
     """Return a model to infer: the graph with its large initializers turned into inputs."""
-    clone = graph.clone()
+    clone = graph.clone(allow_outer_scope_values=True)
     clone.opset_imports.update(opset_imports)
     for name, value in list(clone.initializers.items()):
         tensor = value.const_value

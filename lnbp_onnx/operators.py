@@ -4,6 +4,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import onnx
 import onnx_ir as ir
 
 from lnbp_onnx import spec
@@ -76,10 +77,15 @@ def parse_node(node: ir.Node, infos: Mapping[ir.Value, TensorInfo]) -> BackpropN
     """
     return parse(
         describe(node.name or "", [output.name or "" for output in node.outputs]),
-        {attribute.name: ir.to_proto(attribute) for attribute in node.attributes.values()},
+        {attribute.name: _attribute_proto(attribute) for attribute in node.attributes.values()},
         [None if value is None else infos[value] for value in node.inputs],
         [output.name != "" for output in node.outputs],
     )
+
+
+def _attribute_proto(attribute: ir.Attr) -> onnx.AttributeProto:
+    serialize = ir.serde.serialize_reference_attribute if attribute.is_ref() else ir.serde.serialize_attribute
+    return serialize(attribute)
 
 
 def _walk(graph: ir.Graph, place: str) -> Iterator[tuple[ir.Node, str]]:

@@ -59,10 +59,12 @@ def _infer(context: onnx.shape_inference.InferenceContext) -> None:
         proto = context.get_attribute(attribute.name)
         if proto is not None:
             attributes[attribute.name] = proto
-    types = (context.get_input_type(index) for index in range(context.get_num_inputs()))
-    inputs = [None if type_proto is None else TensorInfo.from_type_proto(type_proto) for type_proto in types]
-    # The context does not tell a wanted output from one named "": only input_delta is sure.
-    node = parse(describe("", ()), attributes, inputs, [True])
+    inputs = [
+        TensorInfo.from_type_proto(context.get_input_type(index) or TypeProto()) if context.has_input(index) else None
+        for index in range(context.get_num_inputs())
+    ]
+    outputs = [context.has_output(index) for index in range(context.get_num_outputs())]
+    node = parse(describe(context.get_display_name(), ()), attributes, inputs, outputs)
     for index in range(context.get_num_outputs()):
         info = node.output_info(spec.OUTPUT_NAMES[index])
         if info.element_type is None:

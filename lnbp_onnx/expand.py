@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replacing nodes of the operator by their bodies, in place."""
+
+import itertools
+from collections.abc import Callable, Iterable
+
+import onnx
+import onnx_ir as ir
+
+from lnbp_onnx import spec
+from lnbp_onnx.body import build_body
+from lnbp_onnx.errors import InvalidModelError
+from lnbp_onnx.operators import Operator, Scope
+from lnbp_onnx.replace import Replacement, replace_nodes
+
+DEFAULT_OPSET = 17
+"""The default-domain opset that a model gets that imports none: LayerNormalization's."""
+
+
+def check_version(model: ir.Model) -> None:
+    """Refuse a model that imports another version of the operator's domain.
+
+    Raises:
+        InvalidModelError: Where it does.
+    """
+    version = model.opset_imports.get(spec.DOMAIN, spec.OP_VERSION)
+    if version != spec.OP_VERSION:
+        raise InvalidModelError(
+            f"The model imports version {version} of domain {spec.DOMAIN!r}; it must be {spec.OP_VERSION} "
+            "(correct the import, or install a newer lnbp-onnx)."
+        )
+
+
+def import_default_domain(opset_imports: dict[str, int], model: ir.Model) -> int:
+    """Return the version of the default domain that a model's graph or function imports; import it if it is not."""
+    opset = opset_imports.get("")
+    if opset is None:
+        opset = opset_imports[""] = model.opset_imports.get("", DEFAULT_OPSET)
+        needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)], ignore_unknown=True)
+        model.ir_version = max(model.ir_version or 0, needed)
+    return opset
+
+
+def expand(operators: Iterable[Operator], scope: Scope, model: ir.Model) -> None:
+    """Replace operators of one scope by standard operators.
+
+    Raises:
+        InvalidNodeError: Where too little is known of a node, or the opset cannot express it.
+        InvalidModelError: Where the scope's opset is too old or unknown.
+    """
+    opset = import_default_domain(scope.opset_imports, model)
+    unique_name = unique_names(_names(scope.graph))
+    replacements = []
+    for operator in operators:
+        node = operator.node
+        label = node.name or next(output.name for output in node.outputs if output.name) or spec.OP_TYPE
+        body = build_body(operator.parsed, node.inputs, opset, lambda step, label=label: unique_name(f"{label}/{step}"))
+        for new_node in body.nodes:
+            new_node.metadata_props.update(node.metadata_props)
+        replacements.append(Replacement(node, body.nodes, body.outputs))
+    replace_nodes(replacements)
+
+
+def unique_names(taken: set[str | None]) -> Callable[[str], str]:
+    """Return a function that makes names unique among those that are taken and those that it has given."""
+
+    def unique_name(name: str) -> str:
+        candidates = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
+        unused = next(candidate for candidate in candidates if candidate not in taken)
+        taken.add(unused)
+        return unused
+
+    return unique_name
+
+
+def _names(graph: ir.Graph) -> set[str | None]:
+    """Return the names of the values and nodes of a graph and its subgraphs."""
+    taken: set[str | None] = set()
+    for each in (graph, *graph.subgraphs()):
+        taken.update(value.name for value in (*each.inputs, *each.initializers.values()))
+        for node in each:
+            taken.add(node.name)
+            taken.update(value.name for value in (*node.outputs, *node.inputs) if value is not None)
+    return taken

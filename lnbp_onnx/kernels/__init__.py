@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways in which ONNX Runtime can run the operator as one node."""

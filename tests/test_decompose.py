@@ -1,0 +1,486 @@
+# SPDX-License-Identifier: Apache-2.0
+"""decompose: where it looks for nodes, what it leaves alone, what it refuses."""
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from cases import Case
+from hypothesis import given
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from strategies import problems
+
+import lnbp_onnx
+from lnbp_onnx.runners import OnnxRuntimeRunner, ReferenceRunner
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ENCODER = EXAMPLES / "torch_encoder_training_lnbp.onnx"
+FLOAT, DOUBLE, INT64, BOOL = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.BOOL
+
+info = helper.make_tensor_value_info
+
+
+def make_model(
+    nodes: list[NodeProto],
+    inputs: dict[str, tuple[int, list[Any]]],
+    outputs: dict[str, tuple[int, list[Any]]],
+    *,
+    opset: int | None = 17,
+    ir_version: int = 8,
+    **arguments: Any,
+) -> ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "main",
+        [info(name, *of) for name, of in inputs.items()],
+        [info(name, *of) for name, of in outputs.items()],
+    )
+    opsets = [helper.make_opsetid("lnbp", 1)]
+    if opset is not None:
+        opsets.append(helper.make_opsetid("", opset))
+    opsets += [helper.make_opsetid(domain, 1) for domain in arguments.pop("domains", ())]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, **arguments)
+
+
+def operator(x: str, dy: str, g: str, outputs: list[str], **attributes: Any) -> NodeProto:
+    return lnbp_onnx.make_node(x, dy, gamma=g, outputs=outputs, use_stats=False, **attributes)
+
+
+def draw(**shapes: list[int]) -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(7)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def all_nodes(model: ModelProto) -> list[NodeProto]:
+    found = []
+    graphs: list[Any] = [model.graph, *model.functions]
+    while graphs:
+        for node in graphs.pop().node:
+            found.append(node)
+            for attribute in node.attribute:
+                graphs += [attribute.g, *attribute.graphs]
+    return found
+
+
+def assert_standard(model: ModelProto) -> None:
+    assert not [node for node in all_nodes(model) if node.domain == "lnbp"]
+    assert not [function for function in model.functions if function.domain == "lnbp"]
+    for imports in (model.opset_import, *(function.opset_import for function in model.functions)):
+        assert not [opset for opset in imports if opset.domain == "lnbp"]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+
+def assert_same_results(model: ModelProto, feeds: dict[str, Any]) -> ModelProto:
+    """Decompose and compare the model in the evaluator with the result in ONNX Runtime."""
+    result = lnbp_onnx.decompose(model)
+    assert_standard(result)
+    expected = ReferenceRunner(model).run(feeds)
+    found = OnnxRuntimeRunner(result).run(feeds)
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        # The evaluator stacks the scan outputs of a Loop along their first axis.
+        np.testing.assert_allclose(found[name].reshape(array.shape), array, rtol=1e-5, atol=1e-5)
+    return result
+
+
+@given(problems())
+def test_properties(case: Case) -> None:
+    for shapes in ("static", "symbolic"):
+        result = lnbp_onnx.decompose(case.model(shapes=shapes))
+        case.check(OnnxRuntimeRunner(result).run(case.arrays()))
+
+
+def test_recorded_torch_gradients() -> None:
+    result = lnbp_onnx.decompose(onnx.load(ENCODER))
+    assert_standard(result)
+    reference = np.load(EXAMPLES / "torch_encoder_training_reference.npz")
+    feeds = {"ids": reference["ids"], "tgt": reference["tgt"]}
+    for runner in (OnnxRuntimeRunner(result), ReferenceRunner(result), ReferenceRunner(onnx.load(ENCODER))):
+        outputs = runner.run(feeds)
+        assert len(outputs) == 30
+        for name, output in outputs.items():
+            assert np.abs(output - reference[name]).max() <= 5e-6 * np.abs(reference[name]).max(), (runner, name)
+
+
+def subgraph_model() -> ModelProto:
+    """An If whose branch holds a Loop whose body holds the operator, on captured names of both outer scopes."""
+    body = helper.make_graph(
+        [
+            operator("x", "scaled", "g", ["dx", "dg", ""], name="inner"),
+            helper.make_node("Identity", ["keep"], ["again"]),
+            helper.make_node("Add", ["sum", "dg"], ["next_sum"]),
+            helper.make_node("ReduceSum", ["dx", "one"], ["slice"], keepdims=0),
+        ],
+        "body",
+        [info("i", INT64, []), info("keep", BOOL, []), info("sum", FLOAT, [6])],
+        [info("again", BOOL, []), info("next_sum", FLOAT, [6]), info("slice", FLOAT, [4])],
+        [helper.make_tensor("one", INT64, [1], [1])],
+    )
+    then_branch = helper.make_graph(
+        [
+            helper.make_node("Mul", ["dy", "dy"], ["scaled"]),
+            helper.make_node("Loop", ["n", "cond", "zero"], ["total", "slices"], body=body, name="repeat"),
+        ],
+        "then",
+        [],
+        [info("total", FLOAT, [6]), info("slices", FLOAT, [None, 4])],
+    )
+    else_branch = helper.make_graph(
+        [
+            operator("x", "dy", "g", ["dx", "dg_else"], name="inner"),
+            helper.make_node("Slice", ["dx", "zeros", "ones", "axes"], ["rows"]),
+            helper.make_node("Reshape", ["rows", "shape"], ["rows2"]),
+        ],
+        "else",
+        [],
+        [info("dg_else", FLOAT, [6]), info("rows2", FLOAT, [None, 4])],
+        [
+            helper.make_tensor(name, INT64, [len(values)], values)
+            for name, values in (("zeros", [0]), ("ones", [4]), ("axes", [1]), ("shape", [-1, 4]))
+        ],
+    )
+    choice = helper.make_node("If", ["cond"], ["y", "z"], then_branch=then_branch, else_branch=else_branch, name="if")
+    return make_model(
+        [choice, operator("x", "dy", "g", ["dx_main"], name="inner")],
+        {
+            "cond": (BOOL, []),
+            "n": (INT64, []),
+            "zero": (FLOAT, [6]),
+            "x": (FLOAT, [4, 6]),
+            "dy": (FLOAT, [4, 6]),
+            "g": (FLOAT, [6]),
+        },
+        {"y": (FLOAT, [6]), "z": (FLOAT, [None, 4]), "dx_main": (FLOAT, [4, 6])},
+    )
+
+
+@pytest.mark.parametrize("cond", [True, False])
+def test_subgraphs(cond: bool) -> None:
+    feeds = draw(zero=[6], x=[4, 6], dy=[4, 6], g=[6]) | {"cond": np.array(cond), "n": np.array(3)}
+    result = assert_same_results(subgraph_model(), feeds)
+    names = [node.name for node in all_nodes(result) if node.name] + [
+        output for node in all_nodes(result) for output in node.output if output
+    ]
+    # The three operators have one name and the inner values of each their own, wherever they are.
+    assert max(Counter(name for name in names if name.startswith("inner/")).values()) == 2
+
+
+def test_scan_body() -> None:
+    body = helper.make_graph(
+        [operator("row", "row_dy", "g", ["row_dx", "dg"], begin_norm_axis=0), helper.make_node("Add", ["s", "dg"], ["t"])],
+        "body",
+        [info("s", FLOAT, [6]), info("row", FLOAT, [6]), info("row_dy", FLOAT, [6])],
+        [info("t", FLOAT, [6]), info("row_dx", FLOAT, [6])],
+    )
+    scan = helper.make_node("Scan", ["zero", "x", "dy"], ["dg", "dx"], body=body, num_scan_inputs=2)
+    shapes = {"zero": [6], "x": [4, 6], "dy": [4, 6], "g": [6]}
+    model = make_model(
+        [scan],
+        {name: (FLOAT, shape) for name, shape in shapes.items()},
+        {"dg": (FLOAT, [6]), "dx": (FLOAT, [4, 6])},
+    )
+    feeds = draw(**shapes) | {"zero": np.zeros(6, np.float32)}
+    result = lnbp_onnx.decompose(model)
+    assert_standard(result)
+    found = OnnxRuntimeRunner(result).run(feeds)
+    expected = lnbp_onnx.layer_norm_backprop(feeds["x"], feeds["dy"], feeds["g"], use_stats=False)
+    np.testing.assert_allclose(found["dx"], expected[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found["dg"], expected[1], rtol=1e-5, atol=1e-5)
+
+
+def function_model(ir_version: int) -> ModelProto:
+    """Calls of G, which calls F, which holds the operator: two types, two epsilons, one of them a default."""
+    node = operator("x", "dy", "g", ["dx", "dg", ""], name="op")
+    epsilon = next(attribute for attribute in node.attribute if attribute.name == "epsilon")
+    epsilon.ClearField("f")
+    epsilon.ref_attr_name = "eps"
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("lnbp", 1), helper.make_opsetid("my", 1)]
+    inner = helper.make_function("my", "F", ["x", "dy", "g"], ["dx", "dg"], [node], opsets[:2], attributes=["eps"])
+    call = helper.make_node("F", ["a", "b", "c"], ["p", "q"], domain="my")
+    call.attribute.add(name="eps", ref_attr_name="e", type=onnx.AttributeProto.FLOAT)
+    negate = helper.make_node("Neg", ["q"], ["minus_q"])
+    outer = helper.make_function(
+        "my",
+        "G",
+        ["a", "b", "c"],
+        ["p", "minus_q"],
+        [call, negate],
+        opsets,
+        attribute_protos=[helper.make_attribute("e", 0.5)],
+    )
+    unused = helper.make_function("my", "Unused", ["x"], ["y"], [helper.make_node("Neg", ["x"], ["y"])], opsets[:1])
+    calls = [
+        helper.make_node("G", ["x", "dy", "g"], ["dx0", "dg0"], domain="my", name="first"),
+        helper.make_node("G", ["x", "dy", "g"], ["dx1", "dg1"], domain="my", name="second"),
+        helper.make_node("G", ["x", "dy", "g"], ["dx2", "dg2"], domain="my", name="other_epsilon", e=0.25),
+        helper.make_node("G", ["xd", "dyd", "gd"], ["dx3", "dg3"], domain="my", name="double"),
+        helper.make_node("F", ["x", "dy", "g"], ["dx4", "dg4"], domain="my", name="direct", eps=0.5),
+    ]
+    shapes = {"x": [4, 6], "dy": [4, 6], "g": [6]}
+    inputs = {name: (FLOAT, shape) for name, shape in shapes.items()}
+    inputs |= {f"{name}d": (DOUBLE, shape) for name, shape in shapes.items()}
+    outputs = {f"dx{i}": (DOUBLE if i == 3 else FLOAT, [4, 6]) for i in range(5)}
+    outputs |= {f"dg{i}": (DOUBLE if i == 3 else FLOAT, [6]) for i in range(5)}
+    return make_model(
+        calls, inputs, outputs, functions=[inner, outer, unused], domains=["my"], ir_version=ir_version
+    )
+
+
+@pytest.mark.parametrize("ir_version", [8, 10])
+def test_functions(ir_version: int) -> None:
+    feeds = draw(x=[4, 6], dy=[4, 6], g=[6])
+    feeds |= {f"{name}d": array.astype(np.float64) for name, array in feeds.items()}
+    result = assert_same_results(function_model(ir_version), feeds)
+    called = [node.op_type for node in result.graph.node]
+    assert called == ["G", "G", "G_2", "G_3", "F"]
+    assert {function.name for function in result.functions} == {"F", "F_2", "F_3", "G", "G_2", "G_3", "Unused"}
+    assert all(bool(function.value_info) == (ir_version >= 10) for function in result.functions if "F" in function.name)
+
+
+def test_function_that_holds_the_operator_and_is_never_called_goes() -> None:
+    model = function_model(8)
+    del model.graph.node[:]
+    model.graph.node.append(helper.make_node("Identity", ["x"], ["dx0"]))
+    del model.graph.output[1:]
+    result = lnbp_onnx.decompose(model)
+    assert [function.name for function in result.functions] == ["Unused"]
+    assert [(opset.domain) for opset in result.opset_import] == ["", "my"]
+
+
+def test_functions_that_call_each_other_are_refused() -> None:
+    model = function_model(8)
+    call = helper.make_node("G", ["x", "dy", "g"], ["u", "w"], domain="my")
+    model.functions[0].node.append(call)
+    with pytest.raises(lnbp_onnx.InvalidModelError, match="circle: G -> F -> G"):
+        lnbp_onnx.decompose(model)
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """List the fields in which two messages differ."""
+    if type(a) is not type(b):
+        return [path]
+    if not hasattr(a, "ListFields"):
+        return [] if a == b else [path]
+    fields = {descriptor.name for message in (a, b) for descriptor, _ in message.ListFields()}
+    found = []
+    for name in sorted(fields):
+        left, right = getattr(a, name), getattr(b, name)
+        if isinstance(left, str | bytes | int | float) or hasattr(left, "ListFields"):
+            if a.HasField(name) != b.HasField(name):
+                found.append(f"{path}.{name}")
+            else:
+                found += differences(left, right, f"{path}.{name}")
+        elif len(left) != len(right):
+            found.append(f"{path}.{name}")
+        else:
+            for index, (x, y) in enumerate(zip(left, right, strict=True)):
+                found += differences(x, y, f"{path}.{name}[{index}]")
+    return found
+
+
+def sparse(name: str) -> onnx.SparseTensorProto:
+    tensor = helper.make_sparse_tensor(
+        helper.make_tensor("values", FLOAT, [2], [1.0, 2.0]), helper.make_tensor("indices", INT64, [2], [0, 3]), [6]
+    )
+    tensor.values.name = name
+    return tensor
+
+
+def ornate_model() -> ModelProto:
+    """A model that uses every field of the format beside the operator."""
+    branch = helper.make_graph([helper.make_node("Add", ["g", "sparse_inner"], ["t"])], "b", [], [info("t", FLOAT, [6])])
+    branch.sparse_initializer.append(sparse("sparse_inner"))
+    branch.doc_string = "a branch"
+    other = helper.make_graph([operator("x", "dy", "g", ["h", "t2"])], "c", [], [info("t2", FLOAT, [6])])
+    nodes = [
+        helper.make_node("Add", ["g", "sparse_outer"], ["sum"], name="add", doc_string="adds"),
+        helper.make_node("If", ["cond"], ["either"], then_branch=branch, else_branch=other, name="if"),
+        helper.make_node("Dropout", ["either"], ["o", ""], name="dropped"),
+        operator("x", "dy", "g", ["dx", "dg"], name="op"),
+        helper.make_node("Strange", ["o", "", ""], ["p", ""], domain="odd", name="s", overload="v", k=[1, 2]),
+        helper.make_node("SequenceConstruct", ["o"], ["seq"]),
+    ]
+    nodes[0].metadata_props.add(key="node", value="kept")
+    nodes[3].metadata_props.add(key="from", value="layer 3")
+    inputs = {"x": (FLOAT, ["N", 6]), "dy": (FLOAT, ["N", 6]), "g": (FLOAT, [6]), "cond": (BOOL, [])}
+    outputs = {"dx": (FLOAT, ["N", 6]), "dg": (FLOAT, [6])}
+    function = helper.make_function(
+        "odd", "F", ["a"], ["b"], [helper.make_node("Neg", ["a"], ["b"], name="n")], [helper.make_opsetid("", 17)], ["k"]
+    )
+    function.doc_string = "a function"
+    function.value_info.append(info("a", FLOAT, [1]))
+    model = make_model(
+        nodes, inputs, outputs, ir_version=11, functions=[function], domains=["odd", "unused"], producer_name="test"
+    )
+    graph = model.graph
+    model.doc_string, model.domain, model.model_version, model.producer_version = "doc", "org.test", 3, "1.2"
+    model.metadata_props.add(key="model", value="kept")
+    model.configuration.add(name="two", num_devices=2)
+    training = model.training_info.add()
+    training.algorithm.name = "step"
+    training.update_binding.add(key="a", value="b")
+    graph.doc_string = "the graph"
+    graph.metadata_props.add(key="graph", value="kept")
+    graph.input[0].doc_string = "x"
+    graph.input[0].type.denotation = "IMAGE"
+    graph.input[0].type.tensor_type.shape.dim[0].denotation = "DATA_BATCH"
+    sequence = graph.output.add(name="seq")
+    sequence.type.sequence_type.elem_type.tensor_type.elem_type = FLOAT
+    graph.initializer.append(helper.make_tensor("weights", TensorProto.BFLOAT16, [2], [1.0, 2.0]))
+    graph.initializer.append(helper.make_tensor("strings", TensorProto.STRING, [1], [b"a"]))
+    graph.initializer[0].doc_string = "w"
+    graph.initializer[0].metadata_props.add(key="tensor", value="kept")
+    graph.sparse_initializer.append(sparse("sparse_outer"))
+    graph.value_info.extend([info("sum", FLOAT, [6]), info("nowhere", FLOAT, [3])])
+    graph.value_info[0].metadata_props.add(key="value", value="kept")
+    graph.quantization_annotation.add(tensor_name="sum").quant_parameter_tensor_names.add(key="SCALE", value="weights")
+    return model
+
+
+def test_all_that_need_not_change_stays() -> None:
+    model = ornate_model()
+    untouched = model.SerializeToString(deterministic=True)
+    result = lnbp_onnx.decompose(model)
+    assert model.SerializeToString(deterministic=True) == untouched
+
+    def without_operator(graph: GraphProto, names: set[str]) -> None:
+        """Remove the operator and what decompose put in its place."""
+        kept = [node for node in graph.node if node.domain != "lnbp" and node.name.split("/")[0] not in names]
+        del graph.node[:]
+        graph.node.extend(kept)
+        infos = [value for value in graph.value_info if value.name.split("/")[0] not in names]
+        del graph.value_info[:]
+        graph.value_info.extend(infos)
+
+    for each in (model, result):
+        without_operator(each.graph, {"op"})
+        branches = next(node for node in each.graph.node if node.op_type == "If").attribute
+        without_operator(next(branch for branch in branches if branch.name == "else_branch").g, {"h"})
+    assert differences(model, result) == [".opset_import"]
+    assert [opset.domain for opset in result.opset_import] == ["", "odd", "unused"]
+
+
+def test_what_is_added() -> None:
+    result = lnbp_onnx.decompose(ornate_model())
+    added = [node for node in result.graph.node if node.name.startswith("op/")]
+    assert len(added) > 10
+    assert all({"from": "layer 3"} == {p.key: p.value for p in node.metadata_props} for node in added)
+    typed = {value.name for value in result.graph.value_info}
+    assert {output for node in added for output in node.output} - {"dx", "dg"} <= typed
+
+
+def test_idempotent_and_nothing_to_do() -> None:
+    once = lnbp_onnx.decompose(onnx.load(ENCODER))
+    assert lnbp_onnx.decompose(once) == once
+
+
+def test_onnx_ir_models() -> None:
+    model = ir.load(ENCODER)
+    result = lnbp_onnx.decompose(model)
+    assert isinstance(result, ir.Model)
+    assert sum(node.domain == "lnbp" for node in model.graph) == 5
+    assert_standard(ir.to_proto(result))
+
+
+def test_model_without_default_domain_gets_one() -> None:
+    shapes = {"x": [4, 6], "dy": [4, 6], "g": [6]}
+    model = make_model(
+        [operator("x", "dy", "g", ["dx"])],
+        {name: (FLOAT, shape) for name, shape in shapes.items()},
+        {"dx": (FLOAT, [4, 6])},
+        opset=None,
+        ir_version=4,
+    )
+    result = assert_same_results(model, draw(**shapes))
+    assert [(opset.domain, opset.version) for opset in result.opset_import] == [("", 17)]
+    assert result.ir_version == 8
+
+
+def test_embedded_function_is_dropped() -> None:
+    """A model-local function that stands for the operator is not what decides: the operator's definition is."""
+    shapes = {"x": [4, 6], "dy": [4, 6], "g": [6]}
+    model = make_model(
+        [operator("x", "dy", "g", ["dx"])],
+        {name: (FLOAT, shape) for name, shape in shapes.items()},
+        {"dx": (FLOAT, [4, 6])},
+    )
+    body = [helper.make_node("Neg", ["dy"], ["dx"])]
+    model.functions.append(
+        helper.make_function("lnbp", "LayerNormBackprop", ["x", "dy", "g"], ["dx"], body, [helper.make_opsetid("", 17)])
+    )
+    result = lnbp_onnx.decompose(model)
+    assert not result.functions
+    assert "Neg" not in {node.op_type for node in result.graph.node}
+    assert_standard(result)
+
+
+@pytest.mark.parametrize(
+    ("case", "opset", "shapes", "message"),
+    [
+        (Case("r", (4, 6)), 10, "static", "'norm_grad': the default-domain opset is 10; .* from 11 on"),
+        (Case("r", (4, 6)), 99, "static", "opset is 99; the installed onnx package knows opsets up to"),
+        (Case("r", (4, 6), t="bfloat16"), 12, "static", "type is bfloat16, .* from opset 13 on; the model's is 12"),
+        (Case("r", (4, 6), gamma_shape=(1,)), 12, "unknown", "rank of gamma .* from opset 13 on; the model's is 12"),
+    ],
+)
+def test_opsets_that_are_too_old(case: Case, opset: int, shapes: str, message: str) -> None:
+    with pytest.raises(lnbp_onnx.LnbpError, match=message):
+        lnbp_onnx.decompose(case.model(opset, shapes))
+
+
+def test_unknown_element_type_is_refused() -> None:
+    model = make_model(
+        [
+            helper.make_node("Mystery", ["a"], ["x", "dy"], domain="odd"),
+            lnbp_onnx.make_node("x", "dy", use_affine=False, use_stats=False, outputs=["dx"], name="op"),
+        ],
+        {"a": (FLOAT, [1])},
+        {"dx": (FLOAT, [2, 3])},
+        domains=["odd"],
+    )
+    with pytest.raises(lnbp_onnx.InvalidNodeError, match=r"'op': the element type of input_forward .*value_info"):
+        lnbp_onnx.decompose(model)
+    model.graph.value_info.append(info("x", FLOAT, [2, 3]))
+    assert_standard_domain_odd(lnbp_onnx.decompose(model))
+
+
+def assert_standard_domain_odd(model: ModelProto) -> None:
+    assert {node.domain for node in model.graph.node} == {"", "odd"}
+
+
+def test_newer_version_of_the_operator_is_refused() -> None:
+    model = Case("r", (4, 6)).model()
+    model.opset_import[1].version = 2
+    with pytest.raises(lnbp_onnx.InvalidModelError, match="imports version 2 of domain 'lnbp'; it must be 1"):
+        lnbp_onnx.decompose(model)
+
+
+def chain(length: int) -> ModelProto:
+    """A chain of operator nodes."""
+    nodes = []
+    for index in range(length):
+        dy = "dy" if index == 0 else f"dx{index - 1}"
+        nodes.append(operator("x", dy, "g", [f"dx{index}", f"dg{index}"], name=f"norm{index}"))
+    outputs = {f"dg{index}": (FLOAT, [8]) for index in range(length)}
+    inputs = {"x": (FLOAT, [4, 8]), "dy": (FLOAT, [4, 8]), "g": (FLOAT, [8])}
+    return make_model(nodes, inputs, outputs | {f"dx{length - 1}": (FLOAT, [4, 8])})
+
+
+def test_time_grows_linearly(tmp_path: Path) -> None:
+    seconds = {}
+    for length in (1_000, 10_000):
+        onnx.save(chain(length), tmp_path / "chain.onnx")
+        start = time.perf_counter()
+        result = lnbp_onnx.decompose(onnx.load(tmp_path / "chain.onnx"))
+        onnx.save(result, tmp_path / "result.onnx")
+        seconds[length] = time.perf_counter() - start
+        assert not any(node.domain for node in result.graph.node)
+    assert seconds[10_000] < 40
+    assert seconds[10_000] < 15 * seconds[1_000]
