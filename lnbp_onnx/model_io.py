@@ -66,7 +66,7 @@ def save_model(
         model: The model; its external tensors are those of `source`.
         target: Where to write it.
         source: Where it was read from.
-        size_threshold: Tensors of at least this many bytes become external data. None leaves the tensors in the model
+        size_threshold: Initializers of at least this many bytes become external data. None leaves the tensors in the model
             that are there, unless the model is too large for one file (2 GB).
         progress: Told of the external data written.
 
@@ -110,9 +110,10 @@ def _externalise(
     if source.resolve().parent != target.parent:
         moved = list(_external_tensors(model))
     if size_threshold is not None:
+        # Not the tensors of attributes: a runtime needs those to infer shapes, and does not look for them in files.
         moved += [
             tensor
-            for tensor in _tensors(model)
+            for tensor in _initializers(model.graph)
             if tensor.data_location != TensorProto.EXTERNAL
             and tensor.data_type != TensorProto.STRING
             and tensor.ByteSize() >= size_threshold
@@ -205,6 +206,14 @@ def _tensors(model: ModelProto) -> Iterator[TensorProto]:
     for training_info in model.training_info:
         yield from _graph_tensors(training_info.initialization)
         yield from _graph_tensors(training_info.algorithm)
+
+
+def _initializers(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _initializers(subgraph)
 
 
 def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:

@@ -477,10 +477,10 @@ def test_time_grows_linearly(tmp_path: Path) -> None:
     seconds = {}
     for length in (1_000, 10_000):
         onnx.save(chain(length), tmp_path / "chain.onnx")
-        start = time.perf_counter()
+        start = time.process_time()
         result = lnbp_onnx.decompose(onnx.load(tmp_path / "chain.onnx"))
         onnx.save(result, tmp_path / "result.onnx")
-        seconds[length] = time.perf_counter() - start
+        seconds[length] = time.process_time() - start
         assert not any(node.domain for node in result.graph.node)
     assert seconds[10_000] < 40
     assert seconds[10_000] < 15 * seconds[1_000]

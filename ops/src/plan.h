@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How the work is cut into tasks. It follows from the sizes alone, never from
+// the number of threads: sums run over the same elements in the same order
+// whoever computes them.
+
+#ifndef LNBP_ONNX_PLAN_H_
+#define LNBP_ONNX_PLAN_H_
+
+#include <cstddef>
+
+namespace lnbp {
+
+struct Plan {
+  // A task has whole rows, or (few and long rows) a tile of columns of all
+  // rows.
+  bool by_columns;
+  // By rows: rows of a task; the last one may have fewer.
+  std::size_t block_rows;
+  std::size_t num_blocks;
+  // By rows: rows that are read for their sums and, while they are in the
+  // cache, read again for input_delta.
+  std::size_t group_rows;
+  // Tiles of kMaxTileColumns columns; the last one may have fewer.
+  std::size_t num_tiles;
+};
+
+Plan MakePlan(std::size_t num_rows, std::size_t norm_size,
+              std::size_t element_size);
+
+}  // namespace lnbp
+
+#endif  // LNBP_ONNX_PLAN_H_

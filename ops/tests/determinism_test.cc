@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The same bits for every number of threads, in place or not.
+
+#include <cstddef>
+#include <vector>
+
+#include "check.h"
+#include "problem.h"
+#include "test_thread_pool.h"
+
+namespace lnbp::test {
+namespace {
+
+struct Size {
+  std::size_t num_rows;
+  std::size_t norm_size;
+};
+
+void TestSize(Size size, ElementType type, bool use_stats, Layout layout) {
+  Problem problem;
+  problem.type = problem.parameter_type = problem.statistics_type = type;
+  problem.num_rows = size.num_rows;
+  problem.norm_size = size.norm_size;
+  problem.use_stats = use_stats;
+  problem.layout = layout;
+  const Data data(problem);
+  TestThreadPool one_thread(1);
+  const Outputs first = RunKernel(problem, data, one_thread);
+  // Otherwise the test would prove nothing.
+  CHECK_IN(one_thread.num_runs() > 0, problem.Describe());
+  for (const bool in_place : {false, true}) {
+    for (const std::size_t num_threads : std::vector<std::size_t>{1, 2, 3, 7}) {
+      problem.in_place = in_place;
+      TestThreadPool pool(num_threads);
+      const Outputs outputs = RunKernel(problem, data, pool);
+      CHECK_IN(outputs.input_delta == first.input_delta, problem.Describe());
+      CHECK_IN(outputs.gamma_delta == first.gamma_delta, problem.Describe());
+      CHECK_IN(outputs.beta_delta == first.beta_delta, problem.Describe());
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lnbp::test
+
+int main() {
+  using lnbp::ElementType;
+  using lnbp::test::Layout;
+  constexpr lnbp::test::Size kSizes[] = {{2000, 64}, {300, 768}, {100, 1030},
+                                         {70, 9001}, {5, 20000}, {1, 8192}};
+  for (const lnbp::test::Size size : kSizes) {
+    for (const ElementType type :
+         {ElementType::kFloat, ElementType::kDouble, ElementType::kFloat16,
+          ElementType::kInt32}) {
+      for (const bool use_stats : {true, false}) {
+        for (const Layout layout : {Layout::kIdentity, Layout::kScalar}) {
+          TestSize(size, type, use_stats, layout);
+        }
+      }
+    }
+  }
+  return lnbp::test::Result();
+}

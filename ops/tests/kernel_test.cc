@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "kernel.h"
+
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <vector>
+
+#include "check.h"
+#include "problem.h"
+#include "test_thread_pool.h"
+
+namespace lnbp::test {
+namespace {
+
+constexpr ElementType kAllTypes[] = {
+    ElementType::kFloat,    ElementType::kDouble, ElementType::kFloat16,
+    ElementType::kBfloat16, ElementType::kUint8,  ElementType::kUint16,
+    ElementType::kUint32,   ElementType::kUint64, ElementType::kInt8,
+    ElementType::kInt16,    ElementType::kInt32,  ElementType::kInt64};
+
+// The largest error that rounding to `type` makes, relative to the number.
+long double RoundingError(ElementType type) {
+  switch (type) {
+    case ElementType::kFloat16:
+      return 0x1p-11L;
+    case ElementType::kBfloat16:
+      return 0x1p-8L;
+    case ElementType::kFloat:
+      return 0x1p-24L;
+    default:
+      return 0x1p-53L;
+  }
+}
+
+// `compute_error` is relative to `scale`.
+void CheckClose(const Buffer& actual, ElementType type, const Reals& expected,
+                long double scale, long double compute_error,
+                const std::string& context) {
+  CHECK_IN(actual.IsGuardIntact(), context);
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const long double value = actual.Get(i);
+    if (IsInteger(type)) {
+      // What an unsigned type cannot hold is undefined.
+      const bool is_unsigned =
+          type == ElementType::kUint8 || type == ElementType::kUint16 ||
+          type == ElementType::kUint32 || type == ElementType::kUint64;
+      const long double most = type == ElementType::kInt8    ? 127
+                               : type == ElementType::kUint8 ? 255
+                                                             : 32767;
+      if (std::abs(expected[i]) > most || (is_unsigned && expected[i] < 0)) {
+        continue;
+      }
+      const long double slack = compute_error * scale;
+      CHECK_IN(value >= std::trunc(expected[i] - slack) &&
+                   value <= std::trunc(expected[i] + slack),
+               context);
+    } else {
+      const long double allowed =
+          compute_error * scale + RoundingError(type) * std::abs(expected[i]) +
+          (type == ElementType::kFloat16 ? 0x1p-25L : 0);
+      CHECK_IN(std::abs(value - expected[i]) <= allowed,
+               context + std::to_string(i) + ": " + std::to_string(value) +
+                   " for " + std::to_string(expected[i]));
+    }
+  }
+}
+
+void CheckProblem(const Problem& problem, std::size_t num_threads = 3) {
+  const Data data(problem);
+  TestThreadPool pool(num_threads);
+  const Outputs outputs = RunKernel(problem, data, pool);
+  const Expected expected = data.Compute();
+  const std::string context = problem.Describe();
+  const bool is_double = ComputesInDouble(problem.type);
+  const long double input_error = is_double ? 1e-14L : 2e-6L;
+  const long double parameter_error = is_double ? 1e-13L : 3e-6L;
+  CHECK_IN(outputs.result == KernelResult::kOk, context);
+  CheckClose(outputs.input_delta, problem.type, expected.input_delta,
+             expected.input_delta_scale, input_error, context + "input_delta ");
+  if (problem.wants_gamma_delta) {
+    CheckClose(outputs.gamma_delta, problem.parameter_type,
+               expected.gamma_delta, expected.gamma_delta_scale,
+               parameter_error, context + "gamma_delta ");
+  } else {
+    CHECK_IN(outputs.gamma_delta.IsUntouched(), context);
+  }
+  if (problem.wants_beta_delta) {
+    CheckClose(outputs.beta_delta, problem.parameter_type, expected.beta_delta,
+               expected.beta_delta_scale, parameter_error,
+               context + "beta_delta ");
+  } else {
+    CHECK_IN(outputs.beta_delta.IsUntouched(), context);
+  }
+}
+
+void TestTypes() {
+  for (const ElementType type : kAllTypes) {
+    for (const ElementType parameter_type : {type, ElementType::kFloat}) {
+      for (const ElementType statistics_type : {type, ElementType::kFloat}) {
+        for (const bool use_affine : {true, false}) {
+          for (const bool use_stats : {true, false}) {
+            for (const bool in_place : {true, false}) {
+              Problem problem;
+              problem.type = type;
+              problem.parameter_type = parameter_type;
+              problem.statistics_type = statistics_type;
+              problem.num_rows = 5;
+              problem.norm_size = 34;
+              problem.use_affine = use_affine;
+              problem.use_stats = use_stats;
+              problem.in_place = in_place;
+              CheckProblem(problem);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+void TestWantedOutputs() {
+  for (const ElementType type : {ElementType::kFloat, ElementType::kFloat16}) {
+    for (const std::size_t norm_size : {std::size_t{20}, std::size_t{9000}}) {
+      for (const bool wants_gamma_delta : {true, false}) {
+        for (const bool wants_beta_delta : {true, false}) {
+          Problem problem;
+          problem.type = problem.parameter_type = type;
+          problem.num_rows = 9;
+          problem.norm_size = norm_size;
+          problem.wants_gamma_delta = wants_gamma_delta;
+          problem.wants_beta_delta = wants_beta_delta;
+          CheckProblem(problem);
+        }
+      }
+    }
+  }
+}
+
+void TestLengths() {
+  constexpr std::size_t kLengths[] = {
+      1,   2,    3,    7,    15,   16,   17,   63,   64,   65,   127,  128,
+      129, 2047, 2048, 2049, 4095, 4096, 4097, 5000, 8191, 8192, 8193, 10001};
+  for (const std::size_t norm_size : kLengths) {
+    for (const std::size_t num_rows : std::vector<std::size_t>{1, 3, 66}) {
+      for (const bool use_stats : {true, false}) {
+        for (const bool in_place : {true, false}) {
+          Problem problem;
+          problem.num_rows = num_rows;
+          problem.norm_size = norm_size;
+          problem.use_stats = use_stats;
+          problem.in_place = in_place;
+          problem.misalignment = in_place ? 1 : 0;
+          // A row of one column has no variance: epsilon alone scales it.
+          if (norm_size <= 3) problem.epsilon = 0.1f;
+          CheckProblem(problem);
+        }
+      }
+    }
+  }
+}
+
+void TestRows() {
+  for (const std::size_t num_rows : std::vector<std::size_t>{
+           2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 1000, 1025, 4100}) {
+    for (const ElementType type :
+         {ElementType::kFloat, ElementType::kDouble, ElementType::kBfloat16}) {
+      Problem problem;
+      problem.type = problem.statistics_type = type;
+      problem.num_rows = num_rows;
+      problem.norm_size = 24;
+      problem.use_stats = num_rows % 2 == 0;
+      CheckProblem(problem);
+    }
+  }
+}
+
+void TestMisalignment() {
+  for (const ElementType type : kAllTypes) {
+    for (const std::size_t misalignment :
+         std::vector<std::size_t>{1, 2, 3, 5}) {
+      Problem problem;
+      problem.type = problem.parameter_type = problem.statistics_type = type;
+      problem.num_rows = 4;
+      problem.norm_size = 131;
+      problem.misalignment = misalignment;
+      CheckProblem(problem);
+    }
+  }
+}
+
+void TestLayouts() {
+  for (const Layout layout :
+       {Layout::kScalar, Layout::kAlongFirst, Layout::kAlongLast}) {
+    for (const std::size_t norm_size :
+         std::vector<std::size_t>{2, 6, 130, 8200}) {
+      for (const std::size_t num_rows : std::vector<std::size_t>{3, 70}) {
+        for (const ElementType type :
+             {ElementType::kFloat, ElementType::kDouble,
+              ElementType::kFloat16}) {
+          Problem problem;
+          problem.type = type;
+          problem.parameter_type = type;
+          problem.num_rows = num_rows;
+          problem.norm_size = norm_size;
+          problem.layout = layout;
+          CheckProblem(problem);
+        }
+      }
+    }
+  }
+}
+
+// Two repeated axes with one that is not between them, and the other way round.
+void TestBroadcast() {
+  Broadcast inner(1);
+  inner.AddAxis(2, true);
+  inner.AddAxis(3, false);
+  inner.AddAxis(1, true);
+  inner.AddAxis(4, true);
+  CHECK(inner.size() == 3);
+  CHECK(!inner.is_identity());
+  std::size_t visited = 0;
+  inner.ForEachColumn(24, [&](std::size_t column, std::size_t element) {
+    CHECK(column == visited++);
+    CHECK(element == column / 4 % 3);
+  });
+  CHECK(visited == 24);
+
+  Broadcast outer(1);
+  outer.AddAxis(2, false);
+  outer.AddAxis(3, true);
+  outer.AddAxis(4, false);
+  outer.AddAxis(5, false);
+  CHECK(outer.size() == 40);
+  outer.ForEachColumn(120, [](std::size_t column, std::size_t element) {
+    CHECK(element == column / 60 * 20 + column % 20);
+  });
+
+  Broadcast identity(1);
+  identity.AddAxis(2, false);
+  identity.AddAxis(3, false);
+  CHECK(identity.is_identity());
+  CHECK(identity.size() == 6);
+}
+
+void TestLargeMean() {
+  for (const ElementType type : {ElementType::kFloat, ElementType::kDouble}) {
+    for (const std::size_t num_rows : std::vector<std::size_t>{16, 100}) {
+      for (const std::size_t norm_size : std::vector<std::size_t>{768, 10000}) {
+        Problem problem;
+        problem.type = problem.parameter_type = problem.statistics_type = type;
+        problem.num_rows = num_rows;
+        problem.norm_size = norm_size;
+        problem.use_stats = false;
+        problem.mean = 1e4;
+        CheckProblem(problem);
+      }
+    }
+  }
+}
+
+void TestManyRows() {
+  for (const bool use_stats : {true, false}) {
+    Problem problem;
+    problem.num_rows = 100000;
+    problem.norm_size = 64;
+    problem.use_stats = use_stats;
+    CheckProblem(problem);
+  }
+}
+
+void TestEmpty() {
+  for (const Layout layout : {Layout::kIdentity, Layout::kScalar}) {
+    Problem problem;
+    problem.num_rows = 0;
+    problem.norm_size = 6;
+    problem.layout = layout;
+    CheckProblem(problem);
+    problem.num_rows = 3;
+    problem.norm_size = 0;
+    CheckProblem(problem);
+  }
+}
+
+// Which of the numbers are NaN or infinite.
+std::vector<bool> Poisoned(const Buffer& buffer) {
+  std::vector<bool> poisoned(buffer.size());
+  for (std::size_t i = 0; i < buffer.size(); ++i) {
+    poisoned[i] = !std::isfinite(buffer.Get(i));
+  }
+  return poisoned;
+}
+
+void TestNan() {
+  constexpr std::size_t kRows = 3;
+  constexpr std::size_t kRow = 1;
+  const double poisons[] = {std::numeric_limits<double>::quiet_NaN(),
+                            std::numeric_limits<double>::infinity()};
+  for (const ElementType type :
+       {ElementType::kFloat, ElementType::kDouble, ElementType::kFloat16,
+        ElementType::kBfloat16}) {
+    for (const std::size_t norm_size : std::vector<std::size_t>{5, 9000}) {
+      for (const double poison : poisons) {
+        for (const bool use_stats : {true, false}) {
+          Problem problem;
+          problem.type = problem.parameter_type = type;
+          problem.num_rows = kRows;
+          problem.norm_size = norm_size;
+          problem.use_stats = use_stats;
+          const std::size_t column = norm_size - 2;
+          const std::size_t position = kRow * norm_size + column;
+          std::vector<bool> row(kRows * norm_size);
+          for (std::size_t i = 0; i < norm_size; ++i) {
+            row[kRow * norm_size + i] = true;
+          }
+          const std::vector<bool> no_column(norm_size);
+          const std::vector<bool> all_columns(norm_size, true);
+          std::vector<bool> one_column(norm_size);
+          one_column[column] = true;
+          TestThreadPool pool(2);
+
+          Data data(problem);
+          data.input_forward.Set(position, poison);
+          Outputs outputs = RunKernel(problem, data, pool);
+          CHECK_IN(Poisoned(outputs.input_delta) == row, problem.Describe());
+          CHECK_IN(Poisoned(outputs.gamma_delta) ==
+                       (use_stats ? one_column : all_columns),
+                   problem.Describe());
+          CHECK_IN(Poisoned(outputs.beta_delta) == no_column,
+                   problem.Describe());
+
+          data = Data(problem);
+          data.output_delta.Set(position, poison);
+          outputs = RunKernel(problem, data, pool);
+          CHECK_IN(Poisoned(outputs.input_delta) == row, problem.Describe());
+          CHECK_IN(Poisoned(outputs.gamma_delta) == one_column,
+                   problem.Describe());
+          CHECK_IN(Poisoned(outputs.beta_delta) == one_column,
+                   problem.Describe());
+        }
+      }
+    }
+  }
+}
+
+// The only errors of the arithmetic: both come back as a result.
+void TestFailures() {
+  class FailingPool final : public ThreadPool {
+   public:
+    bool Run(void (*)(void*, std::size_t), void*,
+             std::size_t) noexcept override {
+      return false;
+    }
+  };
+  for (const std::size_t norm_size : std::vector<std::size_t>{1000, 10000}) {
+    Problem problem;
+    problem.num_rows = 60;
+    problem.norm_size = norm_size;
+    FailingPool pool;
+    CHECK(RunKernel(problem, Data(problem), pool).result ==
+          KernelResult::kThreadPoolFailed);
+  }
+  // More columns than there is memory; they are never read.
+  Arguments arguments;
+  arguments.type = arguments.parameter_type = arguments.statistics_type =
+      ElementType::kFloat;
+  arguments.num_rows = 2;
+  arguments.norm_size = std::numeric_limits<std::size_t>::max() / 16;
+  arguments.epsilon = 1e-5f;
+  float element = 0;
+  arguments.input_forward = arguments.output_delta = &element;
+  arguments.input_delta = arguments.gamma_delta = &element;
+  arguments.gamma = &element;
+  arguments.gamma_broadcast = Broadcast(1);
+  arguments.gamma_broadcast.AddAxis(arguments.norm_size, true);
+  TestThreadPool pool(1);
+  CHECK(LayerNormBackprop(arguments, pool) == KernelResult::kOutOfMemory);
+}
+
+}  // namespace
+}  // namespace lnbp::test
+
+int main() {
+  using namespace lnbp::test;
+  TestTypes();
+  TestWantedOutputs();
+  TestLengths();
+  TestRows();
+  TestMisalignment();
+  TestLayouts();
+  TestBroadcast();
+  TestLargeMean();
+  TestManyRows();
+  TestEmpty();
+  TestNan();
+  TestFailures();
+  return Result();
+}

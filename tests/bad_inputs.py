@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of what every way of running the operator refuses, with a part of its message.
+
+As a program (``python bad_inputs.py KERNEL``) it runs the table through one kernel and prints what came of each entry,
+a line of JSON each: a test can see which entry ended the process.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import NodeProto, TensorProto, helper
+
+import lnbp_onnx
+from lnbp_onnx import spec
+from lnbp_onnx.kernels import native
+from lnbp_onnx.session import inference_session
+
+INPUTS = {
+    "input_forward": (TensorProto.FLOAT, (3, 4)),
+    "output_delta": (TensorProto.FLOAT, (3, 4)),
+    "gamma": (TensorProto.FLOAT, (4,)),
+    "beta": (TensorProto.FLOAT, (4,)),
+    "mean": (TensorProto.FLOAT, (3,)),
+    "variance": (TensorProto.FLOAT, (3,)),
+}
+NAMED = "LayerNormBackprop node 'norm_grad': "
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """A node that differs from a good one.
+
+    Attributes:
+        fragments: What every message holds, beside the node's name.
+        attributes: The node's; those left out take their defaults.
+        inputs: Element type and shape of those that differ from `INPUTS`; None for one that is omitted.
+        outputs: The node's.
+        other: What the messages of some ways hold instead; None for a way that takes the node.
+    """
+
+    name: str
+    fragments: tuple[str, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, tuple[int, tuple[int, ...]] | None] = field(default_factory=dict)
+    outputs: tuple[str, ...] = spec.OUTPUT_NAMES
+    other: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def present(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        return {name: value for name, value in {**INPUTS, **self.inputs}.items() if value is not None}
+
+    def node(self) -> NodeProto:
+        names = [name if name in self.present else "" for name in INPUTS]
+        return helper.make_node(
+            spec.OP_TYPE, names, self.outputs, name="norm_grad", domain=spec.DOMAIN, **self.attributes
+        )
+
+    def model(self, shapes_known: bool = True) -> onnx.ModelProto:
+        inputs = [
+            helper.make_tensor_value_info(name, element_type, shape if shapes_known else None)
+            for name, (element_type, shape) in self.present.items()
+        ]
+        types = {name: element_type for name, (element_type, _) in self.present.items()}
+        outputs = [
+            helper.make_tensor_value_info(output, types.get(like, TensorProto.FLOAT), None)
+            for output, like in zip(self.outputs, ("input_forward", "gamma", "gamma"), strict=False)
+            if output
+        ]
+        graph = helper.make_graph([self.node()], "bad", inputs, outputs)
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid(spec.DOMAIN, spec.OP_VERSION)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+    def feeds(self) -> dict[str, np.ndarray]:
+        return {
+            name: np.ones(shape, helper.tensor_dtype_to_np_dtype(element_type))
+            for name, (element_type, shape) in self.present.items()
+        }
+
+    def expected(self, way: str) -> tuple[str, ...] | None:
+        """Return what a way's message must hold, or None where it takes the node."""
+        if way in self.other:
+            other = self.other[way]
+            return None if other is None else (other,)
+        return self.fragments
+
+
+def _attributes() -> Iterator[BadInput]:
+    for axis in (-3, 2, 2**40):
+        yield BadInput(
+            f"axis-{axis}", ("'begin_norm_axis'", str(axis), "it must be in [-2, 1]"), {"begin_norm_axis": axis}
+        )
+    for epsilon in (-1.0, float("inf"), float("nan")):
+        yield BadInput(f"epsilon-{epsilon}", ("attribute 'epsilon' is ", "finite"), {"epsilon": epsilon})
+    yield BadInput(
+        "epsilon-0-computed",
+        ("attribute 'epsilon' is 0; it must be finite and greater than 0",),
+        {"epsilon": 0.0, "use_stats": 0},
+    )
+    for name in ("use_affine", "use_stats"):
+        for value in (2, -1):
+            yield BadInput(f"{name}-{value}", (f"attribute '{name}' is {value}; it must be 0 or 1",), {name: value})
+    for name, value in (("begin_norm_axis", 1.0), ("use_affine", "yes"), ("use_stats", [1]), ("epsilon", 1)):
+        yield BadInput(
+            f"{name}-type", (f"attribute '{name}' has type ",), {name: value}, other={"checker": "Mismatched attribute"}
+        )
+    yield BadInput(
+        "unknown-attribute",
+        ("'momentum' is not one of the operator's",),
+        {"momentum": 0.9},
+        # ONNX Runtime hides it from the kernel.
+        other={"checker": "Unrecognized attribute: momentum", "native": None, "plain": None, "extensions": None},
+    )
+
+
+def _presence() -> Iterator[BadInput]:
+    for name in ("input_forward", "output_delta", "gamma", "mean", "variance"):
+        yield BadInput(f"no-{name}", (f"input '{name}' is missing; it is required",), inputs={name: None})
+    # ONNX's inference does not tell which outputs are wanted.
+    unseen: dict[str, str | None] = {"checker": None}
+    yield BadInput(
+        "no-input_delta", ("output 'input_delta' is omitted; it is required",), outputs=("", "g", "b"), other=unseen
+    )
+    for outputs in (("d", "g"), ("d", "", "b")):
+        name = spec.OUTPUT_NAMES[len(outputs) - 1]
+        yield BadInput(
+            f"{name}-plain", (f"output '{name}' is requested with use_affine=0",), {"use_affine": 0}, {}, outputs, unseen
+        )
+
+
+def _types() -> Iterator[BadInput]:
+    double, half, integer = TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.INT32
+    # ONNX Runtime finds no kernel; what inference_session raises names the culprit.
+    other: dict[str, str | None] = {"plain": "norm_grad"}
+    yield BadInput(
+        "output_delta-type",
+        ("input 'output_delta' has type double",),
+        inputs={"output_delta": (double, (3, 4))},
+        other=other,
+    )
+    yield BadInput("beta-type", ("input 'beta' has type float16",), inputs={"beta": (half, (4,))}, other=other)
+    yield BadInput("variance-type", ("input 'variance' has type int32",), inputs={"variance": (integer, (3,))}, other=other)
+    yield BadInput(
+        "gamma-and-beta-type",
+        ("input 'gamma' has type double",),
+        inputs={"gamma": (double, (4,)), "beta": (double, (4,))},
+        other=other,
+    )
+    yield BadInput(
+        "statistics-type",
+        ("input 'mean' has type float16",),
+        inputs={"mean": (half, (3,)), "variance": (half, (3,))},
+        other=other,
+    )
+    boolean = TensorProto.BOOL
+    yield BadInput(
+        "boolean",
+        ("input 'input_forward' has type bool",),
+        inputs={"input_forward": (boolean, (3, 4)), "output_delta": (boolean, (3, 4))},
+        other=other,
+    )
+
+
+def _shapes() -> Iterator[BadInput]:
+    number = TensorProto.FLOAT
+    yield BadInput(
+        "scalar",
+        ("input 'input_forward' is a scalar",),
+        inputs={name: (number, ()) for name in INPUTS},
+    )
+    for name, shape in (
+        ("output_delta", (4, 3)),
+        ("output_delta", (12,)),
+        ("output_delta", (1, 3, 4)),
+        ("gamma", (3,)),
+        ("gamma", (1, 1, 4)),
+        ("gamma", (3, 4)),
+        ("gamma", (0,)),
+        ("beta", (5,)),
+        ("mean", (4,)),
+        ("mean", ()),
+        ("mean", (1, 3)),
+        ("variance", (3, 4)),
+        ("variance", (3, 1, 1)),
+        ("variance", (1,)),
+    ):
+        label = "x".join(map(str, shape)) or "scalar"
+        found = f"[{', '.join(map(str, shape))}]"
+        yield BadInput(f"{name}-{label}", (f"input '{name}' has shape {found}",), inputs={name: (number, shape)})
+
+
+BAD_INPUTS = [*_attributes(), *_presence(), *_types(), *_shapes()]
+GOOD_INPUT = BadInput("good", ())
+assert len({bad.name for bad in BAD_INPUTS}) == len(BAD_INPUTS)
+
+
+def outcome(bad: BadInput, kernel: str, shapes_known: bool) -> str | None:
+    """Return how a kernel's refusal reads, with the exception's name, or None where it takes the node."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    model = bad.model(shapes_known)
+    try:
+        if kernel == "plain":
+            options.register_custom_ops_library(native.get_library_path())
+            session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+        else:
+            session = inference_session(model, kernel=kernel, sess_options=options)
+        session.run(None, bad.feeds())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+if __name__ == "__main__":
+    for shapes_known in (True, False):
+        for entry in (*BAD_INPUTS, GOOD_INPUT):
+            result = outcome(entry, sys.argv[1], shapes_known)
+            print(json.dumps([entry.name, shapes_known, result]), flush=True)

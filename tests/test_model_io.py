@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model files: external data stays where it is or is streamed, and no file is ever half written."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+import lnbp_onnx
+from lnbp_onnx.model_io import load_model, save_model
+
+FLOAT = TensorProto.FLOAT
+
+
+def weighted_model(*weights: TensorProto, rows: int = 4, columns: int = 64) -> ModelProto:
+    """A model whose gamma is the last of the weights, which are all used."""
+    node = lnbp_onnx.make_node(
+        "x", "dy", gamma=weights[-1].name, use_stats=False, outputs=["dx", "", ""], name="norm_grad"
+    )
+    nodes, outputs = [node], [helper.make_tensor_value_info("dx", FLOAT, [rows, columns])]
+    for weight in weights[:-1]:
+        nodes.append(helper.make_node("ReduceMax", [weight.name], [f"max_{weight.name}"], keepdims=0))
+        outputs.append(helper.make_tensor_value_info(f"max_{weight.name}", FLOAT, []))
+    inputs = [helper.make_tensor_value_info(name, FLOAT, [rows, columns]) for name in ("x", "dy")]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("lnbp", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def external(name: str, dims: list[int], location: str, offset: int, length: int | None = None) -> TensorProto:
+    tensor = TensorProto(name=name, data_type=FLOAT, dims=dims, data_location=TensorProto.EXTERNAL)
+    entries: dict[str, Any] = {"location": location, "offset": offset, "length": length}
+    for key, value in entries.items():
+        if value is not None:
+            tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> Path:
+    """A model with two tensors in one data file, two that share bytes, and one in another file."""
+    rng = np.random.default_rng(3)
+    folder = tmp_path / "model"
+    (folder / "parts").mkdir(parents=True)
+    (folder / "weights.bin").write_bytes(rng.normal(size=192).astype(np.float32).tobytes())
+    (folder / "parts" / "gamma.bin").write_bytes(rng.normal(size=64).astype(np.float32).tobytes())
+    model = weighted_model(
+        external("a", [64], "weights.bin", 0, 256),
+        external("b", [128], "weights.bin", 256, 512),
+        external("shared", [64], "weights.bin", 0, 256),
+        external("gamma", [64], "parts/gamma.bin", 0),
+    )
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lnbp_onnx", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def locations(path: Path) -> dict[str, dict[str, str]]:
+    model = onnx.load(path, load_external_data=False)
+    return {t.name: {e.key: e.value for e in t.external_data} for t in model.graph.initializer}
+
+
+def test_same_folder_refers_to_the_same_data(model_path: Path) -> None:
+    before = snapshot(model_path.parent)
+    run = command("decompose", model_path, "--check")
+    assert run.returncode == 0, run.stderr
+    after = snapshot(model_path.parent)
+    assert set(after) - set(before) == {"model.decomposed.onnx"}
+    assert {name: after[name] for name in before} == before
+    assert locations(model_path.with_name("model.decomposed.onnx")) == locations(model_path)
+
+
+def test_other_folder_gets_a_copy_under_its_own_name(model_path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    target = other / "result.onnx"
+    run = command("decompose", model_path, target)
+    assert run.returncode == 0, run.stderr
+    assert sorted(path.name for path in other.iterdir()) == ["result.onnx", "result.onnx.data"]
+    assert {entries["location"] for entries in locations(target).values()} == {"result.onnx.data"}
+    # What was shared stays shared.
+    assert (other / "result.onnx.data").stat().st_size == 4 * (64 + 128 + 64)
+    first, second = (onnx.load(path) for path in (model_path, target))
+    for a, b in zip(first.graph.initializer, second.graph.initializer, strict=True):
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b))
+    assert command("compare", model_path, target).returncode == 0
+    # Writing again replaces, it does not append.
+    size = (other / "result.onnx.data").stat().st_size
+    assert command("decompose", model_path, target).returncode == 0
+    assert (other / "result.onnx.data").stat().st_size == size
+
+
+def test_in_place(model_path: Path) -> None:
+    before = snapshot(model_path.parent)
+    run = command("decompose", model_path, "--in-place", "--check", "2")
+    assert run.returncode == 0, run.stderr
+    after = snapshot(model_path.parent)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert set(after) == set(before)
+    assert changed == {"model.onnx"}
+
+
+def test_failed_check_leaves_the_only_model_alone(model_path: Path) -> None:
+    before = snapshot(model_path.parent)
+    run = command("decompose", model_path, "--in-place", "--check", "--rtol", "0", "--atol", "0")
+    assert run.returncode == 1
+    assert "Wrote nothing: the check failed." in run.stdout
+    assert snapshot(model_path.parent) == before
+
+
+def test_save_as_external_data(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    small = onnx.numpy_helper.from_array(weights[:8], "small")
+    model = weighted_model(small, onnx.numpy_helper.from_array(weights, "gamma"))
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    run = command("decompose", path, "--save-as-external-data", "--size-threshold", "200", "--check")
+    assert run.returncode == 0, run.stderr
+    target = tmp_path / "m.decomposed.onnx"
+    assert locations(target) == {
+        "small": {},
+        "gamma": {"location": "m.decomposed.onnx.data", "offset": "0", "length": "256"},
+    }
+    assert command("compare", path, target).returncode == 0
+    # A second time in place: the file that the model's own tensors are in is not written over.
+    run = command("decompose", target, "--in-place", "--save-as-external-data", "--size-threshold", "0")
+    assert run.returncode == 0, run.stderr
+    assert locations(target)["gamma"]["location"] == "m.decomposed.onnx.data"
+    assert locations(target)["small"]["location"] == "m.decomposed.onnx.2.data"
+    assert command("compare", path, target).returncode == 0
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "link.bin", ""])
+def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret.bin").write_bytes(bytes(256))
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    path = folder / "m.onnx"
+    path.write_bytes(weighted_model(external("gamma", [64], location, 0, 256)).SerializeToString())
+    with pytest.raises(lnbp_onnx.InvalidModelError, match="tensor 'gamma' is at .* must be in the model's folder"):
+        load_model(path)
+    for arguments in (["decompose", path], ["inspect", path], ["compare", path, path]):
+        run = command(*arguments)
+        assert run.returncode == 2
+        assert "Traceback" not in run.stderr
+    assert sorted(each.name for each in folder.iterdir()) == ["link.bin", "m.onnx"]
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_data_that_is_missing_or_too_short(tmp_path: Path, missing: bool) -> None:
+    """Only a copy needs the bytes: it fails with a sentence and leaves nothing behind."""
+    folder, other = tmp_path / "model", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    if not missing:
+        (folder / "gamma.bin").write_bytes(bytes(100))
+    path = folder / "m.onnx"
+    path.write_bytes(weighted_model(external("gamma", [64], "gamma.bin", 0, 256)).SerializeToString())
+    run = command("decompose", path, other / "m.onnx")
+    assert run.returncode == 2
+    assert run.stderr.startswith("Error: ")
+    assert "gamma" in run.stderr
+    assert list(other.iterdir()) == []
+    assert command("decompose", path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "holds no graph"), (b"\xff\xff not a model", "is not an ONNX model"), (None, "the file is not there")],
+)
+def test_files_that_are_no_models(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "m.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    run = command("decompose", path)
+    assert run.returncode == 2
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "m.decomposed.onnx").exists()
+
+
+def test_interrupted_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.onnx"
+    model = weighted_model(onnx.numpy_helper.from_array(np.ones(64, np.float32), "gamma"))
+    onnx.save(model, path)
+    content = path.read_bytes()
+
+    def interrupt(source: str, target: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(lnbp_onnx.decompose(model), path, path)
+    assert path.read_bytes() == content
+    assert [each.name for each in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(weighted_model(onnx.numpy_helper.from_array(np.ones(64, np.float32), "gamma")), path)
+    with pytest.raises(lnbp_onnx.InvalidModelError, match="cannot be written"):
+        save_model(load_model(path), tmp_path / "nowhere" / "m.onnx", path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".textproto"])
+def test_text_formats(tmp_path: Path, suffix: str) -> None:
+    path = (tmp_path / "m").with_suffix(suffix)
+    onnx.save(weighted_model(onnx.numpy_helper.from_array(np.ones(64, np.float32), "gamma")), path)
+    run = command("decompose", path)
+    assert run.returncode == 0, run.stderr
+    result = onnx.load(tmp_path / f"m.decomposed{suffix}")
+    assert {node.domain for node in result.graph.node} == {""}
+
+
+@pytest.mark.skipif(not hasattr(os, "SEEK_DATA"), reason="the file system must have sparse files")
+def test_large_model_needs_little_memory(tmp_path: Path) -> None:
+    """5 GB of external data: not read where the result is in the same folder."""
+    gigabytes = 5
+    length = gigabytes * 2**30
+    with (tmp_path / "weights.bin").open("wb") as file:
+        file.truncate(length + 256)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(
+        weighted_model(
+            external("huge", [length // 4], "weights.bin", 0, length),
+            external("gamma", [64], "weights.bin", length, 256),
+        ).SerializeToString()
+    )
+    stat = (tmp_path / "weights.bin").stat()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    run = command("decompose", path)
+    assert run.returncode == 0, run.stderr
+    # The largest of all children so far, in kB: those of the other tests are smaller still.
+    peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    assert peak * 1024 < 500e6
+    after = (tmp_path / "weights.bin").stat()
+    assert (after.st_mtime_ns, after.st_size, after.st_ino) == (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    assert locations(tmp_path / "m.decomposed.onnx") == locations(path)
