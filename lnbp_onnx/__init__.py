@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LayerNormBackprop: the gradient of layer normalisation as one ONNX operator."""
 
-from lnbp_onnx.api import decompose
+from lnbp_onnx.api import decompose, embed
 from lnbp_onnx.errors import InvalidModelError, InvalidNodeError, KernelError, LnbpError
 from lnbp_onnx.node import gradient_nodes, make_node
 from lnbp_onnx.reference import LayerNormBackprop, layer_norm_backprop
@@ -22,6 +22,7 @@ __all__ = [
     "LnbpError",
     "compare",
     "decompose",
+    "embed",
     "gradient_nodes",
     "layer_norm_backprop",
     "make_node",

@@ -2,7 +2,7 @@
 """The passes as functions from model to model."""
 
 from lnbp_onnx.edit import AnyModel, apply
-from lnbp_onnx.passes import DecomposePass
+from lnbp_onnx.passes import DecomposePass, EmbedPass
 
 
 def decompose(model: AnyModel) -> AnyModel:
@@ -19,3 +19,19 @@ def decompose(model: AnyModel) -> AnyModel:
         InvalidModelError: Where the model's opset is too old or unknown.
     """
     return apply(DecomposePass(), model)
+
+
+def embed(model: AnyModel) -> AnyModel:
+    """Return the model with a model-local function that computes LayerNormBackprop in standard ONNX operators.
+
+    The nodes stay: a runtime that has a kernel for them runs it, another one runs the function. One function serves the
+    configuration that most nodes share; the others are rewritten as `decompose` does it. `model` stays as it is.
+
+    Args:
+        model: A ModelProto or an ``onnx_ir.Model``; the result is of the same kind.
+
+    Raises:
+        InvalidNodeError: Where the specification refuses a node, or too little is known of it.
+        InvalidModelError: Where the model's opset is too old or unknown.
+    """
+    return apply(EmbedPass(), model)

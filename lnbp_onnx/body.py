@@ -2,7 +2,7 @@
 """The operator in standard ONNX operators: one builder, from a parsed node to the nodes that compute it.
 
 The form is flat: input and gradient are read as [M, N] (``Flatten``), and every elementwise operator is a pass over
-memory, so the terms are arranged for few of them. With d = x - mean, q = dy * d and rstd = 1 / sqrt(variance + epsilon),
+memory, so the terms are arranged for few of them. With d = x - mean, q = dy * d, rstd = 1 / sqrt(variance + epsilon),
 
     gamma_delta = rstd' q                           a MatMul over the rows, as is beta_delta = 1' dy
     mean(g * xhat) = rstd * q (gamma / N)           a MatMul over the columns, which spares the product g * xhat
@@ -79,7 +79,7 @@ def build_body(
         InvalidNodeError: Where the element type is not known, or needs a newer opset.
         InvalidModelError: Where the opset is older than 11.
     """
-    return _BodyBuilder(node, inputs, opset, unique_name, whole, epsilon_attribute).build()
+    return _BodyBuilder(node, inputs, opset, unique_name, whole=whole, epsilon_attribute=epsilon_attribute).build()
 
 
 class _BodyBuilder:
@@ -89,6 +89,7 @@ class _BodyBuilder:
         inputs: Sequence[ir.Value | None],
         opset: int,
         unique_name: Callable[[str], str],
+        *,
         whole: Collection[str],
         epsilon_attribute: str,
     ) -> None:
@@ -129,10 +130,8 @@ class _BodyBuilder:
         self._norm_size = node.norm_size
 
     def build(self) -> Body:
-        if 0 in (self._num_rows, self._norm_size):
-            outputs = self._empty_outputs()
-        else:
-            outputs = self._gradients()
+        is_empty = 0 in (self._num_rows, self._norm_size)
+        outputs = self._empty_outputs() if is_empty else self._gradients()
         return Body(tuple(self._nodes), outputs)
 
     # The arithmetic
@@ -211,13 +210,11 @@ class _BodyBuilder:
         The error of rstd is common to a whole row. One float sum over a long row costs it up to three times the
         rounding of everything else (measured at 16 rows of 65536); blocks of about sqrt(N) bring it below.
         """
-        block = _block_size(self._norm_size or 1)
+        block = block_size(self._norm_size or 1)
         if block == 1:
             return self._row_mean(values, name)
         blocks = self._op("Reshape", values, self._ints(-1, block), name=f"{name}_blocks", shape=(None, block))
-        means = self._reduce(
-            "ReduceMean", blocks, [1], name=f"{name}_block_means", keepdims=True, shape=(None, 1)
-        )
+        means = self._reduce("ReduceMean", blocks, [1], name=f"{name}_block_means", keepdims=True, shape=(None, 1))
         count = (self._norm_size or block) // block
         rows = self._op(
             "Reshape", means, self._ints(-1, count), name=f"{name}_block_rows", shape=(self._num_rows, count)
@@ -451,8 +448,10 @@ class _BodyBuilder:
     # Shapes that are known only at run time
 
     def _unknown_rank(self, name: str) -> tuple[ir.Value, ir.Value]:
-        """Return, for a parameter of unknown rank, its shape padded to the rank of the normalised axes, and the view
-        [n / k, k] of each of them; both as int64 vectors."""
+        """Return, for a parameter of unknown rank, its padded shape and the view that sums it; int64 vectors.
+
+        The shape is padded to the rank of the normalised axes, the view is [n / k, k] for each of them.
+        """
         if self._opset < 13:
             raise InvalidNodeError(
                 f"{self._node.description}: the rank of {name} or of the normalised axes is not known, which can be "
@@ -535,14 +534,15 @@ class _BodyBuilder:
         """Return length / divisor, 0 where both are 0: an integer division by zero ends the process."""
         if isinstance(length, int) and isinstance(divisor, int):
             return length // max(divisor, 1)
-        shape = (1,) if isinstance(length, int) else length.shape
-        integer = {"element_type": ir.DataType.INT64, "shape": shape}
         length, divisor = (self._ints(each) if isinstance(each, int) else each for each in (length, divisor))
+        shape, integer = length.shape, ir.DataType.INT64
         is_zero = self._op(
             "Equal", divisor, self._ints(0), name=f"{name}_is_zero", shape=shape, element_type=ir.DataType.BOOL
         )
-        divisor = self._op("Where", is_zero, self._ints(1), divisor, name=f"{name}_divisor", **integer)
-        return self._op("Div", length, divisor, name=name, **integer)
+        divisor = self._op(
+            "Where", is_zero, self._ints(1), divisor, name=f"{name}_divisor", shape=shape, element_type=integer
+        )
+        return self._op("Div", length, divisor, name=name, shape=shape, element_type=integer)
 
     def _vector(self, lengths: Sequence[Length], name: str) -> ir.Value:
         """Return the lengths as one int64 vector, a constant where all are known."""
@@ -552,9 +552,7 @@ class _BodyBuilder:
         parts = [self._ints(length) if isinstance(length, int) else length for length in lengths]
         if len(parts) == 1:
             return parts[0]
-        return self._op(
-            "Concat", *parts, name=name, shape=(len(parts),), element_type=ir.DataType.INT64, axis=0
-        )
+        return self._op("Concat", *parts, name=name, shape=(len(parts),), element_type=ir.DataType.INT64, axis=0)
 
     # Operators in the form of the opset
 
@@ -627,7 +625,7 @@ def _attribute(name: str, value: int | list[int] | ir.TensorProtocol | ir.Attr) 
     return ir.AttrTensor(name, value)
 
 
-def _block_size(length: int) -> int:
+def block_size(length: int) -> int:
     """Return the largest divisor of a long `length` that is at most its square root; 1 for a short one."""
     if length < _SHORTEST_IN_BLOCKS:
         return 1

@@ -22,7 +22,7 @@ from lnbp_onnx import report, spec
 from lnbp_onnx.edit import apply_in_place
 from lnbp_onnx.errors import LnbpError
 from lnbp_onnx.model_io import DEFAULT_SIZE_THRESHOLD, Progress, load_model, runnable, save_model
-from lnbp_onnx.passes import DecomposePass
+from lnbp_onnx.passes import DecomposePass, EmbedPass
 from lnbp_onnx.verify import compare as compare_models
 
 EXIT_FAILED = 1
@@ -47,9 +47,7 @@ Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT", he
 InPlace = Annotated[bool, typer.Option("--in-place", help="Write over IN.")]
 Check = Annotated[
     int,
-    typer.Option(
-        "--check", metavar="[N]", min=0, help="Compare IN and OUT on N random inputs, 1 without a number."
-    ),
+    typer.Option("--check", metavar="[N]", min=0, help="Compare IN and OUT on N random inputs, 1 without a number."),
 ]
 Runs = Annotated[int, typer.Option("--runs", min=1, help="How many random inputs to compare on.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random inputs.")]
@@ -93,17 +91,35 @@ def decompose(
     verbose: Verbose = False,
 ) -> None:
     """Rewrite every LayerNormBackprop node in standard operators, which any runtime executes."""
-    request = _Request(
-        source=model,
-        target=_target(model, target, output, in_place, "decomposed"),
-        check=check,
-        rtol=rtol,
-        atol=atol,
-        input_shapes=_input_shapes(input_shape),
-        size_threshold=size_threshold if save_as_external_data else None,
-        dry_run=dry_run,
-    )
+    target = _target(model, target, output, in_place, "decomposed")
+    threshold = size_threshold if save_as_external_data else None
+    request = _Request(model, target, check, rtol, atol, _input_shapes(input_shape), threshold, dry_run)
     _rewrite(request, DecomposePass(), f"the model has no {spec.OP_TYPE} node", _Printer(as_json, quiet, verbose))
+
+
+@app.command()
+def embed(
+    model: Input,
+    target: Target = None,
+    output: Output = None,
+    in_place: InPlace = False,
+    check: Check = 0,
+    rtol: Rtol = 1e-5,
+    atol: Atol = 1e-6,
+    input_shape: InputShapes = None,
+    save_as_external_data: External = False,
+    size_threshold: SizeThreshold = DEFAULT_SIZE_THRESHOLD,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Add a function in standard operators beside the nodes: fast where the kernel is, standard elsewhere."""
+    target = _target(model, target, output, in_place, "embedded")
+    threshold = size_threshold if save_as_external_data else None
+    request = _Request(model, target, check, rtol, atol, _input_shapes(input_shape), threshold, dry_run)
+    nothing = f"the model has no {spec.OP_TYPE} node, or all of them have the function already"
+    _rewrite(request, EmbedPass(), nothing, _Printer(as_json, quiet, verbose))
 
 
 @app.command()
@@ -222,11 +238,10 @@ def _rewrite(request: _Request, rewriting: ir.passes.InPlacePass, nothing: str, 
     start = time.perf_counter()
     with printer.progress(f"Rewriting {request.source.name}"):
         model = load_model(request.source)
-        operators = report.found_operators(model)
         before: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": request.source.stat().st_size}
-        modified = apply_in_place(rewriting, model)
+        result = apply_in_place(rewriting, model)
         after: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": model.ByteSize()}
-    data: dict[str, Any] = {"nodes": operators, "before": before, "after": after}
+    data: dict[str, Any] = {"nodes": report.outcomes(result), "before": before, "after": after}
     ok = True
     if request.check:
         data["check"] = _check(request, model)
@@ -235,21 +250,19 @@ def _rewrite(request: _Request, rewriting: ir.passes.InPlacePass, nothing: str, 
     written = not request.dry_run and (ok or not request.in_place)
     if written:
         with printer.progress(f"Writing {request.target.name}") as progress:
-            save_model(
-                model, request.target, request.source, size_threshold=request.size_threshold, progress=progress
-            )
+            save_model(model, request.target, request.source, size_threshold=request.size_threshold, progress=progress)
         after["bytes"] = request.target.stat().st_size
     data["output"] = str(request.target) if written else None
     data["seconds"] = time.perf_counter() - start
 
     printer.data(data)
-    if operators:
-        printer.show(report.operators_table(operators))
-    if modified:
+    if data["nodes"]:
+        printer.show(report.operators_table(data["nodes"]))
+    if result.modified:
         printer.show(report.change_table(before, after, data.get("check"), everything=printer.verbose))
     if request.check:
         printer.show(report.comparison_table(data["check"]))
-    if not modified:
+    if not result.modified:
         printer.say(f"Nothing to do: {nothing}.")
     if written:
         printer.say(f"Wrote {request.target} in {data['seconds']:.2f} s.")

@@ -6,6 +6,7 @@
 a pass added or removed in the objects is carried over to the proto that they were read from.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import TypeAlias, TypeVar
 
@@ -32,22 +33,22 @@ def apply(rewriting: ir.passes.InPlacePass, model: AnyModel) -> AnyModel:
         clone = model.clone()
         rewriting(clone)
         return clone
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    apply_in_place(rewriting, copy)
-    return copy
+    copied = copy.deepcopy(model)
+    apply_in_place(rewriting, copied)
+    return copied
 
 
-def apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) -> bool:
-    """Apply a pass to `proto`; return whether it changed anything. An error leaves the proto as it was."""
+def apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) -> ir.passes.PassResult:
+    """Apply a pass to `proto` and return its result. An error leaves the proto as it was."""
     model = ir.from_proto(proto)
     origins: dict[ir.Node, onnx.NodeProto] = {}
     _pair(model.graph, proto.graph, origins)
     functions = dict(zip(model.functions.values(), proto.functions, strict=True))
     for function, function_proto in functions.items():
         _pair(function.graph, function_proto, origins)
-    if not rewriting(model).modified:
-        return False
+    pass_result = rewriting(model)
+    if not pass_result.modified:
+        return pass_result
 
     proto.ir_version = model.ir_version or proto.ir_version
     _write_imports(model.opset_imports, proto)
@@ -65,7 +66,7 @@ def apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) -> 
         result.functions.append(function_proto)
     proto.ClearField("functions")
     proto.MergeFrom(result)
-    return True
+    return pass_result
 
 
 def _pair(graph: ir.Graph, proto: GraphOrFunction, origins: dict[ir.Node, onnx.NodeProto]) -> None:
@@ -120,7 +121,9 @@ def _write_graph(graph: ir.Graph, proto: GraphOrFunction, origins: dict[ir.Node,
     for node, node_proto in zip(graph, nodes, strict=True):
         if node_proto is None:
             result.value_info.extend(
-                ir.serde.serialize_value(output) for output in node.outputs if output.type and output.name not in declared
+                ir.serde.serialize_value(output)
+                for output in node.outputs
+                if output.type and output.name not in declared
             )
     proto.ClearField("node")
     proto.ClearField("value_info")
@@ -133,6 +136,4 @@ def _write_node(node: ir.Node, proto: onnx.NodeProto) -> None:
     proto.input.extend([""] * (len(node.inputs) - len(proto.input)))
     del proto.output[len(node.outputs) :]
     written = {attribute.name for attribute in proto.attribute}
-    proto.attribute.extend(
-        ir.to_proto(attribute) for name, attribute in node.attributes.items() if name not in written
-    )
+    proto.attribute.extend(ir.to_proto(attribute) for name, attribute in node.attributes.items() if name not in written)

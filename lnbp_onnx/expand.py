@@ -54,11 +54,15 @@ def expand(operators: Iterable[Operator], scope: Scope, model: ir.Model) -> None
     for operator in operators:
         node = operator.node
         label = node.name or next(output.name for output in node.outputs if output.name) or spec.OP_TYPE
-        body = build_body(operator.parsed, node.inputs, opset, lambda step, label=label: unique_name(f"{label}/{step}"))
+        body = build_body(operator.parsed, node.inputs, opset, _after(label, unique_name))
         for new_node in body.nodes:
             new_node.metadata_props.update(node.metadata_props)
         replacements.append(Replacement(node, body.nodes, body.outputs))
     replace_nodes(replacements)
+
+
+def _after(label: str, unique_name: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda step: unique_name(f"{label}/{step}")
 
 
 def unique_names(taken: set[str | None]) -> Callable[[str], str]:

@@ -62,9 +62,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
             yield from node.outputs
 
 
-def _skeleton(
-    graph: ir.Graph, functions: Iterable[ir.Function], opset_imports: Mapping[str, int]
-) -> onnx.ModelProto:
+def _skeleton(graph: ir.Graph, functions: Iterable[ir.Function], opset_imports: Mapping[str, int]) -> onnx.ModelProto:
     """Return a model to infer: the graph with its large initializers turned into inputs."""
     clone = graph.clone(allow_outer_scope_values=True)
     clone.opset_imports.update(opset_imports)
@@ -114,7 +112,5 @@ def _merge(declared: TensorInfo, inferred: TensorInfo) -> TensorInfo:
     if shape is None:
         shape = inferred.shape
     elif inferred.shape is not None and len(shape) == len(inferred.shape):
-        shape = tuple(
-            b if isinstance(b, int) or a is None else a for a, b in zip(shape, inferred.shape, strict=True)
-        )
+        shape = tuple(b if isinstance(b, int) or a is None else a for a, b in zip(shape, inferred.shape, strict=True))
     return TensorInfo(declared.element_type or inferred.element_type, shape)

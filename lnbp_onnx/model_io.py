@@ -66,8 +66,8 @@ def save_model(
         model: The model; its external tensors are those of `source`.
         target: Where to write it.
         source: Where it was read from.
-        size_threshold: Initializers of at least this many bytes become external data. None leaves the tensors in the model
-            that are there, unless the model is too large for one file (2 GB).
+        size_threshold: Initializers of at least this many bytes become external data. None leaves them in the model,
+            unless it is too large for one file (2 GB).
         progress: Told of the external data written.
 
     Raises:
@@ -80,7 +80,8 @@ def save_model(
             serializer = registry.get(registry.get_format_from_file_extension(target.suffix) or "protobuf")
             temporary.write_bytes(serializer.serialize_proto(model))
     except OSError as error:
-        raise InvalidModelError(f"{error.filename or target}: cannot be written: {error.strerror or error}.") from error
+        path = error.filename or target
+        raise InvalidModelError(f"{path}: cannot be written: {error.strerror or error}.") from error
 
 
 @contextlib.contextmanager
@@ -233,7 +234,10 @@ def _attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
     if attribute.HasField("t"):
         yield attribute.t
     yield from attribute.tensors
-    for sparse in (*([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []), *attribute.sparse_tensors):
+    for sparse in (
+        *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+        *attribute.sparse_tensors,
+    ):
         yield from _sparse_tensors(sparse)
     for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
         yield from _graph_tensors(graph)

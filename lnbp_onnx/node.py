@@ -314,14 +314,14 @@ class _Reader:
                 t = element_type
             if element_type != t:
                 allowed = "float" if t == TensorProto.FLOAT else f"{spec.type_name(t)}, as input_forward, or float"
-                self.refuse(
-                    f"input {name!r} has type {spec.type_name(element_type)}; it must be {allowed}", "cast it"
-                )
+                self.refuse(f"input {name!r} has type {spec.type_name(element_type)}; it must be {allowed}", "cast it")
         return t, found["P"][1] if "P" in found else None
 
     def shape(self, present: Mapping[str, TensorInfo | None]) -> tuple[Dim, ...] | None:
         """Return input_forward's shape with what output_delta's, which is the same, adds to it."""
-        forward, delta = (info and info.shape for info in (present["input_forward"], present["output_delta"]))
+        forward, delta = (
+            None if info is None else info.shape for info in (present["input_forward"], present["output_delta"])
+        )
         if forward is None or delta is None:
             return delta if forward is None else forward
         if not _may_match(forward, delta):

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from onnx import AttributeProto, helper
+from onnx import AttributeProto, TensorProto, helper
 from onnx.reference.op_run import OpRun
 
 from lnbp_onnx import spec
@@ -95,7 +95,7 @@ def _info(array: Array) -> TensorInfo:
     try:
         element_type = helper.np_dtype_to_tensor_dtype(array.dtype)
     except ValueError:
-        element_type = 0
+        element_type = TensorProto.UNDEFINED
     return TensorInfo(element_type, array.shape)
 
 
@@ -105,7 +105,8 @@ def _padded(arrays: Sequence[Array | None]) -> list[Array | None]:
 
 def _gradient(node: BackpropNode, arrays: Sequence[Array | None]) -> tuple[Array, Array | None, Array | None]:
     input_forward, output_delta, gamma, beta, mean, variance = arrays
-    assert input_forward is not None and output_delta is not None
+    assert input_forward is not None
+    assert output_delta is not None
     compute = np.dtype(helper.tensor_dtype_to_np_dtype(spec.compute_type(node.element_type or 0)))
     shape = input_forward.shape
     norm = shape[node.begin_norm_axis :]
@@ -113,7 +114,7 @@ def _gradient(node: BackpropNode, arrays: Sequence[Array | None]) -> tuple[Array
 
     def row_mean(values: Array) -> Array:
         total = values.sum(axis=1, keepdims=True, dtype=np.float64)
-        return (total / np.float64(norm_size)).astype(compute)
+        return np.asarray(total / np.float64(norm_size), compute)
 
     x = input_forward.astype(compute).reshape(num_rows, norm_size)
     dy = output_delta.astype(compute).reshape(num_rows, norm_size)
@@ -159,4 +160,5 @@ def _sum_to_shape(total: Array, shape: tuple[int, ...]) -> Array:
 
 def _cast(values: Array, dtype: np.dtype[Any]) -> Array:
     """Cast as ONNX's Cast does: to an integer toward zero, to a floating type to nearest even."""
-    return (np.trunc(values) if dtype.kind in "iu" else values).astype(dtype)
+    rounded: Array = np.trunc(values) if dtype.kind in "iu" else values
+    return rounded.astype(dtype)

@@ -21,6 +21,18 @@ from lnbp_onnx.verify import Comparison
 _PACKAGES = ("lnbp-onnx", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-extensions", "numpy")
 
 
+_OUTCOMES = {"served": "kept, with the function", "decomposed": "decomposed"}
+
+
+def outcomes(result: ir.passes.PassResult) -> list[dict[str, Any]]:
+    """Describe the operator's nodes that a pass met, with what became of each."""
+    return [
+        describe(operator) | {"result": sentence}
+        for field, sentence in _OUTCOMES.items()
+        for operator in getattr(result, field, ())
+    ]
+
+
 def found_operators(model: onnx.ModelProto) -> list[dict[str, Any]]:
     """Describe the operator's nodes of a model, those in functions once for each way the function is called.
 
@@ -30,19 +42,18 @@ def found_operators(model: onnx.ModelProto) -> list[dict[str, Any]]:
     typed = ir.from_proto(model)
     specialise_functions(typed)
     functions = list(typed.functions.values())
-    return [_describe(operator) for scope in scopes(typed) for operator in find_operators(scope, functions)]
+    return [describe(operator) for scope in scopes(typed) for operator in find_operators(scope, functions)]
 
 
-def _describe(operator: Operator) -> dict[str, Any]:
+def describe(operator: Operator) -> dict[str, Any]:
+    """Return what is known of a node as plain data."""
     parsed = operator.parsed
     return {
         "node": operator.node.name or "",
         "place": operator.place,
         "begin_norm_axis": parsed.begin_norm_axis,
         "shape": None if parsed.shape is None else list(parsed.shape),
-        "types": {
-            variable: name for variable in ("T", "P", "U") if (name := _type_name(parsed, variable)) is not None
-        },
+        "types": {variable: name for variable in ("T", "P", "U") if (name := _type_name(parsed, variable)) is not None},
         "statistics": "given" if parsed.use_stats else "computed",
         "epsilon": parsed.epsilon,
         "outputs": [name for name, wanted in zip(spec.OUTPUT_NAMES, parsed.outputs, strict=True) if wanted],
@@ -90,10 +101,11 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
 
 
 def operators_table(operators: list[dict[str, Any]]) -> Table:
-    """Return the table of the nodes that were found."""
+    """Return the table of the nodes that were found, and of what became of them where that is known."""
     table = Table(title=f"{spec.OP_TYPE} nodes: {len(operators)}", title_justify="left")
-    for column in ("node", "place", "axis", "types", "statistics"):
-        table.add_column(column, overflow="fold")
+    for column in ("node", "place", "axis", "types", "statistics", "result"):
+        if column != "result" or any(column in operator for operator in operators):
+            table.add_column(column, overflow="fold")
     for operator in operators:
         types = operator["types"]
         table.add_row(
@@ -102,6 +114,7 @@ def operators_table(operators: list[dict[str, Any]]) -> Table:
             str(operator["begin_norm_axis"]),
             next(iter(types.values())) if len(set(types.values())) == 1 else _listed(types),
             operator["statistics"],
+            *([operator["result"]] if "result" in operator else []),
         )
     return table
 

@@ -2,6 +2,7 @@
 """Running models on arrays: in ONNX Runtime, or in ONNX's reference evaluator where they hold the operator."""
 
 import ctypes
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,9 +46,7 @@ class OnnxRuntimeRunner:
 
     runtime = "onnxruntime"
 
-    def __init__(
-        self, model: onnx.ModelProto | Path, sess_options: onnxruntime.SessionOptions | None = None
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto | Path, sess_options: onnxruntime.SessionOptions | None = None) -> None:
         if sess_options is None:
             sess_options = onnxruntime.SessionOptions()
             sess_options.log_severity_level = 3
@@ -58,6 +57,7 @@ class OnnxRuntimeRunner:
             raise InvalidModelError(f"onnxruntime cannot load the model: {error}") from error
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
+        """Return the graph's outputs by name."""
         arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         names = [output.name for output in self._session.get_outputs()]
         try:
@@ -85,8 +85,8 @@ def _to_array(name: str, value: onnxruntime.OrtValue) -> NDArray[Any]:
     # OrtValue.numpy() refuses bfloat16.
     dtype = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
     shape = tuple(value.shape())
-    content = ctypes.string_at(value.data_ptr(), int(np.prod(shape)) * dtype.itemsize)
-    return np.frombuffer(content, dtype).reshape(shape).copy()
+    content = ctypes.string_at(value.data_ptr(), math.prod(shape) * dtype.itemsize)
+    return np.array(np.frombuffer(content, dtype).reshape(shape))
 
 
 class ReferenceRunner:
@@ -106,6 +106,7 @@ class ReferenceRunner:
             raise InvalidModelError(f"ONNX's reference evaluator cannot load the model: {error}") from error
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
+        """Return the graph's outputs by name."""
         try:
             with np.errstate(all="ignore"):
                 results = self._evaluator.run(None, dict(feeds))

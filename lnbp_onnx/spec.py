@@ -95,8 +95,7 @@ INPUTS: Final = (
         "variance",
         "U",
         True,
-        "The (biased) variance of each row; required with use_stats=1. Shaped as mean may be, "
-        "not necessarily alike.",
+        "The (biased) variance of each row; required with use_stats=1. Shaped as mean may be, not necessarily alike.",
     ),
 )
 OUTPUTS: Final = (
@@ -116,8 +115,7 @@ OUTPUTS: Final = (
         "beta_delta",
         "P",
         True,
-        "The gradient with respect to beta; beta's shape, or gamma's where beta is omitted. "
-        "Only with use_affine=1.",
+        "The gradient with respect to beta; beta's shape, or gamma's where beta is omitted. Only with use_affine=1.",
     ),
 )
 INPUT_NAMES: Final = tuple(parameter.name for parameter in INPUTS)
@@ -164,7 +162,7 @@ def compute_type(element_type: int) -> int:
 
 def type_name(element_type: int) -> str:
     """Return the name of an element type as ONNX's type strings write it: ``float16``."""
-    return TensorProto.DataType.Name(element_type).lower()
+    return str(TensorProto.DataType.Name(element_type)).lower()
 
 
 DOC: Final = """

@@ -38,9 +38,7 @@ def _holders(model: ir.Model) -> dict[ir.OperatorIdentifier, ir.Function]:
     while grown:
         grown = False
         for key, function in functions.items():
-            if key not in holders and any(
-                _depends_on_call(node, holders) for node in function.all_nodes()
-            ):
+            if key not in holders and any(_depends_on_call(node, holders) for node in function.all_nodes()):
                 holders[key] = function
                 grown = True
     return holders
@@ -112,10 +110,11 @@ class _Specialiser:
         for node in copy.all_nodes():
             if _depends_on_call(node, self._holders):
                 _resolve(node, attributes)
-        self._model.functions[copy.identifier()] = copy
         self._active.append(function.identifier())
         self._rewrite_calls(copy.graph, copy.opset_imports)
         self._active.pop()
+        # After the functions that it calls: ONNX's reference evaluator reads them in order.
+        self._model.functions[copy.identifier()] = copy
         return copy.name
 
     def _unused_name(self, function: ir.Function) -> str:

@@ -77,7 +77,8 @@ def compare(
 ) -> Comparison:
     """Run two models on the same inputs and compare their outputs.
 
-    Each runs in ONNX Runtime, or, where it holds the operator, in ONNX's reference evaluator. Two elements agree
+    Each runs in plain ONNX Runtime, where an embedded function takes the operator's place; a model that holds the
+    operator without such a function runs in ONNX's reference evaluator. Two elements agree
     when they differ by at most ``atol + rtol * |a|``; rtol is never taken finer than the output type's own spacing.
 
     Args:
@@ -114,9 +115,7 @@ def compare(
         for name in names:
             found = _compare_output(name, results[0][name], results[1][name], rtol, atol)
             worst[name] = _worse(worst.get(name, found), found)
-    return Comparison(
-        tuple(worst.values()), (runners[0].runtime, runners[1].runtime), (seconds[0], seconds[1])
-    )
+    return Comparison(tuple(worst.values()), (runners[0].runtime, runners[1].runtime), (seconds[0], seconds[1]))
 
 
 def _proto(model: AnyModel) -> ModelProto:
@@ -128,10 +127,13 @@ def _proto(model: AnyModel) -> ModelProto:
 def _runner(model: AnyModel, proto: ModelProto) -> Runner:
     # By path, external data is found where it is and may be of any size.
     source = Path(model) if isinstance(model, str | Path) else proto
-    return ReferenceRunner(source) if _holds_operator(proto) else OnnxRuntimeRunner(source)
+    return ReferenceRunner(source) if _needs_kernel(proto) else OnnxRuntimeRunner(source)
 
 
-def _holds_operator(proto: ModelProto) -> bool:
+def _needs_kernel(proto: ModelProto) -> bool:
+    """Return whether the model holds the operator and no function that stands for it."""
+    if any((function.domain, function.name) == (spec.DOMAIN, spec.OP_TYPE) for function in proto.functions):
+        return False
     return any(node.domain == spec.DOMAIN for node in _nodes(proto))
 
 
@@ -150,12 +152,13 @@ def _graph_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def _check_same_interface(a: ModelProto, b: ModelProto) -> None:
-    for kind, names_a, names_b in (
-        ("inputs", *({value.name for value in _fed_inputs(model.graph)} for model in (a, b))),
-        ("outputs", *({value.name for value in model.graph.output} for model in (a, b))),
+    for kind, values_a, values_b in (
+        ("inputs", _fed_inputs(a.graph), _fed_inputs(b.graph)),
+        ("outputs", a.graph.output, b.graph.output),
     ):
-        if names_a != names_b:
-            differing = ", ".join(map(repr, sorted(names_a ^ names_b)))
+        differing_names = {value.name for value in values_a} ^ {value.name for value in values_b}
+        if differing_names:
+            differing = ", ".join(map(repr, sorted(differing_names)))
             raise InvalidModelError(
                 f"The two models have different {kind}: {differing} only in one of them (compare models whose "
                 f"{kind} have the same names)."
@@ -203,7 +206,8 @@ def _draw(
             if dim.dim_param:
                 lengths[dim.dim_param] = length
     return {
-        value.name: _draw_one(value, _shape(value, input_shapes, lengths), value.name in variances, rng) for value in fed
+        value.name: _draw_one(value, _shape(value, input_shapes, lengths), value.name in variances, rng)
+        for value in fed
     }
 
 

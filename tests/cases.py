@@ -79,15 +79,15 @@ class Case:
         rng = np.random.default_rng(zlib.crc32(self.name.encode()))
         types = self.types()
         values: dict[str, np.ndarray] = {
-            "input_forward": self._draw(rng, self.t, self.shape, self.mean, 3),
-            "output_delta": self._draw(rng, self.t, self.shape, 0.25, 3),
+            "input_forward": self._draw(rng, self.t, self.shape, self.mean, 1.0),
+            "output_delta": self._draw(rng, self.t, self.shape, 0.25, 1.0),
         }
         if self.affine:
             shape = self.norm if self.gamma_shape is None else self.gamma_shape
-            values["gamma"] = self._draw(rng, types["gamma"], shape, 1.0, 1)
+            values["gamma"] = self._draw(rng, types["gamma"], shape, 1.0, 0.5)
             if self.beta:
                 shape = shape if self.beta_shape is None else self.beta_shape
-                values["beta"] = self._draw(rng, types["beta"], shape, 0.0, 1)
+                values["beta"] = self._draw(rng, types["beta"], shape, 0.0, 0.5)
         if self.stats:
             rows = math.prod(self.lead)
             x = values["input_forward"].astype(np.float64).reshape(rows, math.prod(self.norm))
@@ -101,19 +101,19 @@ class Case:
                 ("variance", variance, self.variance_layout),
             ):
                 dtype = DTYPES[types[name]]
-                value = np.where(np.isnan(value), 1, value)
-                value = np.ceil(value) if dtype.kind in "iu" else value
-                values[name] = value.astype(dtype).reshape(self._layout(layout))
+                defined = np.where(np.isnan(value), 1, value)
+                rounded = np.ceil(defined) if dtype.kind in "iu" else defined
+                values[name] = rounded.astype(dtype).reshape(self._layout(layout))
         for name, index, value in self.poison:
             values[name].reshape(-1)[index] = value
         return {name: values[name] for name in INPUTS if name in values}
 
-    def _draw(self, rng: np.random.Generator, t: str, shape: tuple[int, ...], mean: float, spread: int) -> np.ndarray:
+    def _draw(self, rng: np.random.Generator, t: str, shape: tuple[int, ...], mean: float, std: float) -> np.ndarray:
         dtype = DTYPES[t]
         if dtype.kind in "iu":
-            low = 0 if dtype.kind == "u" else -4 * spread
-            return rng.integers(low, 4 * spread + 1, shape).astype(dtype)
-        return np.asarray(rng.normal(mean, 1.0, shape)).astype(dtype)
+            high = round(12 * std)
+            return rng.integers(0 if dtype.kind == "u" else -high, high + 1, shape).astype(dtype)
+        return np.asarray(rng.normal(mean, std, shape)).astype(dtype)
 
     def _layout(self, layout: str) -> tuple[int, ...]:
         return {
@@ -154,12 +154,12 @@ class Case:
                 inputs.append(helper.make_tensor_value_info(name, element_type, dims))
         for name, wanted in zip(OUTPUTS, self.wanted, strict=False):
             if wanted:
-                source = {"input_delta": "input_forward", "gamma_delta": "gamma"}.get(name, "beta" if self.beta else "gamma")
+                source = {"input_delta": "input_forward", "gamma_delta": "gamma"}.get(
+                    name, "beta" if self.beta else "gamma"
+                )
                 array = self.arrays()[source]
                 dims = array.shape if shapes == "static" else [f"{name}_{i}" for i in range(array.ndim)]
-                outputs.append(
-                    helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims)
-                )
+                outputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims))
         graph = helper.make_graph([*nodes, node], "case", inputs, outputs)
         opsets = [helper.make_opsetid("", opset), helper.make_opsetid(lnbp_onnx.DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
@@ -286,7 +286,9 @@ def _attributes() -> list[Case]:
     for affine, stats in itertools.product((True, False), repeat=2):
         for epsilon in (1e-5, 0.5) if not stats else (1e-5, 0.0):
             cases.append(
-                Case(f"attributes-{affine:d}{stats:d}-{epsilon}", (3, 4, 10), affine=affine, stats=stats, epsilon=epsilon)
+                Case(
+                    f"attributes-{affine:d}{stats:d}-{epsilon}", (3, 4, 10), affine=affine, stats=stats, epsilon=epsilon
+                )
             )
     for outputs in ((True,), (True, True), (True, False, True), (True, True, False), (True, False, False)):
         label = "".join(str(int(wanted)) for wanted in outputs)
@@ -305,7 +307,21 @@ def _axes() -> list[Case]:
 
 
 def _parameters() -> list[Case]:
-    shapes = ((3, 4, 5), (60,), (4, 5), (5,), (1,), (), (1, 5), (4, 1), (3, 1, 1), (1, 4, 1), (1, 1, 1), (1, 1), (3, 1, 5))
+    shapes = (
+        (3, 4, 5),
+        (60,),
+        (4, 5),
+        (5,),
+        (1,),
+        (),
+        (1, 5),
+        (4, 1),
+        (3, 1, 1),
+        (1, 4, 1),
+        (1, 1, 1),
+        (1, 1),
+        (3, 1, 5),
+    )
     cases = [Case(f"gamma-{'x'.join(map(str, s)) or 'scalar'}", (6, 3, 4, 5), axis=1, gamma_shape=s) for s in shapes]
     cases += [
         Case("gamma-beta-differ", (6, 3, 4, 5), axis=1, gamma_shape=(60,), beta_shape=(4, 1)),
@@ -334,7 +350,15 @@ def _statistics() -> list[Case]:
 
 def _sizes() -> list[Case]:
     cases = []
-    for shape, axis in (((0, 5), 1), ((5, 0), 1), ((0, 0), 1), ((0,), 0), ((2, 0, 3), 1), ((2, 0, 3), 2), ((2, 3, 0), 1)):
+    for shape, axis in (
+        ((0, 5), 1),
+        ((5, 0), 1),
+        ((0, 0), 1),
+        ((0,), 0),
+        ((2, 0, 3), 1),
+        ((2, 0, 3), 2),
+        ((2, 3, 0), 1),
+    ):
         label = "x".join(map(str, shape))
         for stats in (True, False):
             cases.append(Case(f"empty-{label}-{axis}-{stats:d}", shape, axis=axis, stats=stats))

@@ -159,7 +159,7 @@ def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: s
     (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
     path = folder / "m.onnx"
     path.write_bytes(weighted_model(external("gamma", [64], location, 0, 256)).SerializeToString())
-    with pytest.raises(lnbp_onnx.InvalidModelError, match="tensor 'gamma' is at .* must be in the model's folder"):
+    with pytest.raises(lnbp_onnx.InvalidModelError, match=r"tensor 'gamma' is at .* must be in the model's folder"):
         load_model(path)
     for arguments in (["decompose", path], ["inspect", path], ["compare", path, path]):
         run = command(*arguments)
@@ -207,7 +207,7 @@ def test_interrupted_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     onnx.save(model, path)
     content = path.read_bytes()
 
-    def interrupt(source: str, target: str) -> None:
+    def interrupt(_source: str, _target: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupt)

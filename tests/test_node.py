@@ -33,7 +33,12 @@ def test_gradient_of_a_layer_normalization(axis: int, bias: bool) -> None:
     """Forward node and gradient in one graph, against the gradient with computed statistics."""
     shape, norm = [4, 3, 5], [3, 5][axis % 3 - 1 :]
     forward = helper.make_node(
-        "LayerNormalization", ["x", "g", *(["b"] if bias else [])], ["y", "mu", "rstd"], axis=axis, epsilon=0.01, name="ln"
+        "LayerNormalization",
+        ["x", "g", *(["b"] if bias else [])],
+        ["y", "mu", "rstd"],
+        axis=axis,
+        epsilon=0.01,
+        name="ln",
     )
     nodes = lnbp_onnx.gradient_nodes(forward, "dy", outputs=["dx", "dg", "db"])
     assert nodes[-1].op_type == "LayerNormBackprop"
@@ -60,7 +65,7 @@ def test_gradient_needs_the_statistics() -> None:
     with pytest.raises(lnbp_onnx.InvalidNodeError, match="'ln': output 2 'InvStdDev' is omitted"):
         lnbp_onnx.gradient_nodes(forward, "dy")
     other = helper.make_node("BatchNormalization", ["x"], ["y"], name="bn")
-    with pytest.raises(lnbp_onnx.InvalidNodeError, match="this is ai.onnx::BatchNormalization"):
+    with pytest.raises(lnbp_onnx.InvalidNodeError, match=r"this is ai\.onnx::BatchNormalization"):
         lnbp_onnx.gradient_nodes(other, "dy")
 
 

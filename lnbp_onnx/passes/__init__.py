@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graph rewritings as ``onnx_ir`` passes, one to a file."""
 
-from lnbp_onnx.passes.decompose import DecomposePass
+from lnbp_onnx.passes.decompose import DecomposePass, DecomposeResult
+from lnbp_onnx.passes.embed import EmbedPass, EmbedResult
 
-__all__ = ["DecomposePass"]
+__all__ = ["DecomposePass", "DecomposeResult", "EmbedPass", "EmbedResult"]

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What CI runs beside the tests, each also by itself: ``nox -s NAME``; ``nox -l`` lists them."""
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["lint", "types", "generated", "native", "abi", "torch", "oldest"]
+nox.options.error_on_external_run = True
+
+CPP_FILES = sorted(str(path) for pattern in ("*.h", "*.cc") for path in Path("ops").rglob(pattern))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, and the direction of the imports."""
+    session.install("ruff", "clang-format==20.1.8", "import-linter", ".")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+    session.run("clang-format", "--dry-run", "--Werror", "--style=Google", *CPP_FILES)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """The types, strictly."""
+    session.install("mypy", ".[dev]")
+    session.run("mypy")
+
+
+@nox.session
+def generated(session: nox.Session) -> None:
+    """The files made from the definition are current."""
+    session.install(".")
+    session.run("python", "-m", "lnbp_onnx.generate", "--check")
+
+
+@nox.session
+@nox.parametrize("sanitizers", ["none", "address;undefined", "thread"], ids=["plain", "address", "thread"])
+def native(session: nox.Session, sanitizers: str) -> None:
+    """The C++ tests, also under the sanitizers, and what the library exports."""
+    session.install("cmake", "ninja")
+    build = session.create_tmp()
+    options = [] if sanitizers == "none" else [f"-DLNBP_SANITIZE={sanitizers}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
+    session.run("cmake", "-S", "ops", "-B", build, "-G", "Ninja", "-DLNBP_BUILD_TESTS=ON", *options)
+    session.run("cmake", "--build", build)
+    session.run("ctest", "--test-dir", build, "--output-on-failure")
+    if sanitizers == "none" and shutil.which("nm"):
+        library = str(Path(build) / "liblnbp_onnx_ops.so")
+        listing = session.run("nm", "-D", "--defined-only", library, external=True, silent=True) or ""
+        exported = {line.split()[-1].split("@")[0] for line in listing.splitlines() if " T " in line}
+        if exported != {"RegisterCustomOps", "LnbpGetCustomOps"}:
+            session.error(f"The library exports {sorted(exported)}")
+
+
+@nox.session(venv_backend="none")
+def abi(session: nox.Session) -> None:
+    """The declarations of ONNX Runtime's interface against its own header, where Debian's package can be had."""
+    session.run("sh", "ops/tools/check_abi.sh", external=True)
+
+
+@nox.session
+def torch(session: nox.Session) -> None:
+    """The tests that need torch."""
+    session.install("torch==2.13.0")
+    session.install(".[dev]")
+    session.run("pytest", "-q", "tests/test_torch.py")
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """The oldest runtime and packages that are supported."""
+    session.install("onnxruntime==1.17.3", "numpy<2", "onnx==1.20.1")
+    session.install(".[dev]", "onnxruntime==1.17.3", "numpy<2", "onnx==1.20.1")
+    session.run("pytest", "-q", "-n", "2", "tests/test_oldest_runtime.py")

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line, as a user calls it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from cases import Case
+from onnx import TensorProto, helper
+
+import lnbp_onnx
+
+ENCODER = Path(__file__).parents[1] / "examples" / "torch_encoder_training_lnbp.onnx"
+
+
+def command(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command; whatever happens, no traceback reaches the user."""
+    run = subprocess.run(
+        [sys.executable, "-m", "lnbp_onnx", *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd
+    )
+    assert "Traceback" not in run.stderr, run.stderr
+    return run
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "m.onnx"
+    onnx.save(Case("cli", (4, 6)).model(shapes="symbolic"), path)
+    return path
+
+
+def test_default_name_and_tables(model: Path) -> None:
+    run = command("decompose", model)
+    assert run.returncode == 0
+    result = onnx.load(model.with_name("m.decomposed.onnx"))
+    assert {node.domain for node in result.graph.node} == {""}
+    for part in ("norm_grad", "graph", "float", "given", "lnbp::LayerNormBackprop", "all nodes", "file size", "Wrote"):
+        assert part in run.stdout
+
+
+def test_installed_command() -> None:
+    run = subprocess.run(["lnbp-onnx", "--help"], capture_output=True, text=True, check=True)
+    for name in ("decompose", "embed", "compare", "inspect", "info"):
+        assert name in run.stdout
+
+
+@pytest.mark.parametrize("arguments", [["out.onnx"], ["-o", "out.onnx"], ["out.onnx", "-q"]])
+def test_output_by_argument_and_option(model: Path, arguments: list[str]) -> None:
+    run = command("decompose", model, *arguments, cwd=model.parent)
+    assert run.returncode == 0
+    assert (model.parent / "out.onnx").is_file()
+    assert bool(run.stdout) == ("-q" not in arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["out.onnx", "-o", "other.onnx"], "OUT is given twice"),
+        (["out.onnx", "--in-place"], "--in-place writes over IN"),
+        (["m.onnx"], "OUT is IN"),
+        (["."], "OUT is the folder"),
+        (["nowhere/out.onnx"], "which is no folder"),
+        (["--check", "-1"], "Invalid value"),
+        (["--check", "--input-shape", "x"], "NAME:1,3,8"),
+        (["--check", "--input-shape", "x:1,b"], "NAME:1,3,8"),
+        (["--check", "--input-shape", "nothing:1,2"], "no input of the model; its inputs are input_forward"),
+        (["--frobnicate"], "No such option"),
+    ],
+)
+def test_bad_usage(model: Path, arguments: list[str], message: str) -> None:
+    before = model.read_bytes()
+    run = command("decompose", model, *arguments, cwd=model.parent)
+    assert run.returncode == 2
+    assert message in " ".join(run.stderr.replace("│", " ").split())
+    assert [path.name for path in model.parent.iterdir()] == ["m.onnx"]
+    assert model.read_bytes() == before
+
+
+def test_nothing_to_do_writes_all_the_same(model: Path) -> None:
+    assert command("decompose", model, "plain.onnx", cwd=model.parent).returncode == 0
+    run = command("decompose", "plain.onnx", "again.onnx", cwd=model.parent)
+    assert run.returncode == 0
+    assert "Nothing to do: the model has no LayerNormBackprop node." in run.stdout
+    assert (model.parent / "again.onnx").read_bytes() == (model.parent / "plain.onnx").read_bytes()
+
+
+def test_dry_run_writes_nothing(model: Path) -> None:
+    run = command("decompose", model, "--dry-run", "--check")
+    assert run.returncode == 0
+    assert "Wrote nothing: this is a dry run." in run.stdout
+    assert "Largest errors" in run.stdout
+    assert [path.name for path in model.parent.iterdir()] == ["m.onnx"]
+
+
+def test_json(model: Path) -> None:
+    run = command("decompose", model, "--json", "--check", "3")
+    assert run.returncode == 0
+    found = json.loads(run.stdout)
+    [node] = found["nodes"]
+    assert node["node"] == "norm_grad"
+    assert node["place"] == "graph"
+    assert node["begin_norm_axis"] == 1
+    assert node["types"] == {"T": "float", "P": "float", "U": "float"}
+    assert node["statistics"] == "given"
+    assert found["before"]["operators"] == {"lnbp::LayerNormBackprop": 1}
+    assert found["after"]["bytes"] == model.with_name("m.decomposed.onnx").stat().st_size
+    assert found["check"]["ok"]
+    assert found["check"]["runtimes"] == ["onnx.reference", "onnxruntime"]
+    assert [output["name"] for output in found["check"]["outputs"]] == ["input_delta", "gamma_delta", "beta_delta"]
+
+
+def test_check_with_shapes(model: Path) -> None:
+    shapes = ("input_forward:5,7", "output_delta:5,7", "gamma:7", "beta:7", "mean:5", "variance:5")
+    options = [word for shape in shapes for word in ("--input-shape", shape)]
+    assert command("decompose", model, "--check", *options).returncode == 0
+    wrong = command("decompose", model, "--check", "--input-shape", "gamma:3")
+    assert wrong.returncode == 2
+    assert "gamma" in wrong.stderr
+
+
+def test_failed_check(model: Path) -> None:
+    run = command("decompose", model, "--check", "--rtol", "0", "--atol", "0", "--json")
+    found = json.loads(run.stdout)
+    # Equal to the last bit or not: a tolerance of 0 is never below the spacing of the type.
+    assert run.returncode == (0 if found["check"]["ok"] else 1)
+    other = onnx.load(model)
+    next(attribute for attribute in other.graph.node[0].attribute if attribute.name == "epsilon").f = 0.5
+    onnx.save(other, model.with_name("other.onnx"))
+    run = command("compare", model, model.with_name("other.onnx"))
+    assert run.returncode == 1
+    assert "differs" in run.stdout
+
+
+def test_compare_needs_the_same_interface(model: Path) -> None:
+    other = onnx.load(model)
+    other.graph.output[1].name = "renamed"
+    other.graph.node[0].output[1] = "renamed"
+    onnx.save(other, model.with_name("other.onnx"))
+    run = command("compare", model, model.with_name("other.onnx"))
+    assert run.returncode == 2
+    assert "different outputs: 'gamma_delta', 'renamed'" in run.stderr
+
+
+def test_original_that_cannot_run(tmp_path: Path) -> None:
+    node = lnbp_onnx.make_node("x", "dy", use_affine=False, use_stats=False, outputs=["dx"])
+    strange = helper.make_node("Mystery", ["x"], ["dy"], domain="odd")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in ("x", "dx", "dy")]
+    graph = helper.make_graph([strange, node], "g", values[:1], values[1:2], value_info=values[2:])
+    opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 17), ("lnbp", 1), ("odd", 1))]
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    run = command("decompose", path, "--check")
+    assert run.returncode == 2
+    assert "Mystery" in run.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_bad_node_is_named(model: Path) -> None:
+    bad = onnx.load(model)
+    next(attribute for attribute in bad.graph.node[0].attribute if attribute.name == "begin_norm_axis").i = 5
+    onnx.save(bad, model)
+    for name in ("decompose", "embed", "inspect"):
+        run = command(name, model)
+        assert run.returncode == 2
+        assert "'norm_grad': attribute 'begin_norm_axis' is 5" in run.stderr
+        assert "must be in [-2, 1]" in run.stderr
+
+
+def test_embed(model: Path) -> None:
+    run = command("embed", model, "--check", "--json")
+    assert run.returncode == 0
+    found = json.loads(run.stdout)
+    assert found["nodes"][0]["result"] == "kept, with the function"
+    # Plain ONNX Runtime has no kernel: what was checked is the function.
+    assert found["check"]["runtimes"] == ["onnx.reference", "onnxruntime"]
+    result = onnx.load(model.with_name("m.embedded.onnx"))
+    assert [function.name for function in result.functions] == ["LayerNormBackprop"]
+    assert [node.op_type for node in result.graph.node] == ["LayerNormBackprop"]
+
+
+def test_inspect_on_a_real_graph() -> None:
+    run = command("inspect", ENCODER, "--json")
+    assert run.returncode == 0
+    nodes = json.loads(run.stdout)["nodes"]
+    assert len(nodes) == 5
+    assert {(node["place"], node["begin_norm_axis"], node["statistics"]) for node in nodes} == {("graph", 2, "given")}
+    assert "LayerNormBackprop nodes: 5" in command("inspect", ENCODER).stdout
+
+
+def test_info() -> None:
+    found = json.loads(command("info", "--json").stdout)
+    assert found["versions"]["onnx"] == onnx.__version__
+    assert "CPUExecutionProvider" in found["providers"]
+    assert "onnxruntime" in command("info").stdout

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names that users call are a contract."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+import lnbp_onnx
+
+ROOT = Path(__file__).parents[1]
+
+NAMES = {
+    "DOMAIN",
+    "OP_TYPE",
+    "OP_VERSION",
+    "InvalidModelError",
+    "InvalidNodeError",
+    "KernelError",
+    "LayerNormBackprop",
+    "LnbpError",
+    "compare",
+    "decompose",
+    "embed",
+    "get_library_path",
+    "gradient_nodes",
+    "inference_session",
+    "layer_norm_backprop",
+    "make_node",
+    "register_schema",
+}
+
+
+def test_names() -> None:
+    assert set(lnbp_onnx.__all__) == NAMES
+    assert (lnbp_onnx.DOMAIN, lnbp_onnx.OP_TYPE, lnbp_onnx.OP_VERSION) == ("lnbp", "LayerNormBackprop", 1)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_docstrings(name: str) -> None:
+    value = getattr(lnbp_onnx, name)
+    assert isinstance(value, str | int) or inspect.getdoc(value)
+
+
+@pytest.mark.parametrize("error", [lnbp_onnx.InvalidModelError, lnbp_onnx.InvalidNodeError, lnbp_onnx.KernelError])
+def test_errors_have_one_base(error: type[Exception]) -> None:
+    assert issubclass(error, lnbp_onnx.LnbpError)
+
+
+def readme_blocks() -> list[str]:
+    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    return [block.split("```")[0] for block in blocks]
+
+
+def test_readme_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    blocks = readme_blocks()
+    assert blocks
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
