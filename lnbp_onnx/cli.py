@@ -2,6 +2,7 @@
 """The command line: ``lnbp-onnx``."""
 
 import contextlib
+import itertools
 import json
 import sys
 import threading
@@ -174,7 +175,7 @@ def main() -> NoReturn:
 def _with_check_count(arguments: Sequence[str]) -> list[str]:
     """Give a bare ``--check`` its number, which the parser cannot make optional."""
     result = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         result.append(argument)
         if argument == "--check" and not following.isdecimal():
             result.append("1")

@@ -30,10 +30,10 @@ def apply(rewriting: ir.passes.InPlacePass, model: AnyModel) -> AnyModel:
         model: A ModelProto, whose external data is not looked at, or an ``onnx_ir.Model``.
     """
     if isinstance(model, ir.Model):
-        clone = model.clone()
+        clone: AnyModel = model.clone()
         rewriting(clone)
         return clone
-    copied = copy.deepcopy(model)
+    copied: AnyModel = copy.deepcopy(model)
     apply_in_place(rewriting, copied)
     return copied
 

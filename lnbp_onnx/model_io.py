@@ -8,6 +8,7 @@ data streamed into one file beside it, under its own name.
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -91,15 +92,19 @@ def runnable(model: ModelProto, source: Path) -> Iterator[ModelProto | Path]:
     Raises:
         InvalidModelError: Where the file cannot be written.
     """
-    if model.ByteSize() <= _LARGEST_PROTO and not any(_external_tensors(model)):
+    if not any(_external_tensors(model)):
         yield model
         return
-    path = source.resolve().with_name(f".{source.name}.{os.getpid()}.check.onnx")
     try:
-        save_model(model, path, source)
-        yield path
+        handle, name = tempfile.mkstemp(prefix=f".{source.name}.", suffix=".onnx", dir=source.resolve().parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(model.SerializeToString())
+    except OSError as error:
+        raise InvalidModelError(f"{error.filename}: cannot be written: {error.strerror or error}.") from error
+    try:
+        yield Path(name)
     finally:
-        path.unlink(missing_ok=True)
+        Path(name).unlink()
 
 
 def _externalise(

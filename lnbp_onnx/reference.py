@@ -155,10 +155,12 @@ def _sum_to_shape(total: Array, shape: tuple[int, ...]) -> Array:
         return total.reshape(shape)
     padded = (1,) * (total.ndim - len(shape)) + shape
     axes = tuple(axis for axis, size in enumerate(padded) if size == 1)
-    return total.sum(axis=axes, keepdims=True).reshape(shape)
+    summed: Array = total.sum(axis=axes, keepdims=True)
+    return summed.reshape(shape)
 
 
 def _cast(values: Array, dtype: np.dtype[Any]) -> Array:
     """Cast as ONNX's Cast does: to an integer toward zero, to a floating type to nearest even."""
     rounded: Array = np.trunc(values) if dtype.kind in "iu" else values
-    return rounded.astype(dtype)
+    cast: Array = rounded.astype(dtype)
+    return cast

@@ -13,8 +13,11 @@ import onnxruntime
 from rich.table import Table
 
 from lnbp_onnx import spec
+from lnbp_onnx.errors import KernelError
+from lnbp_onnx.kernels import native
 from lnbp_onnx.node import BackpropNode
 from lnbp_onnx.operators import Operator, find_operators, scopes
+from lnbp_onnx.session import IN_HOST_MEMORY
 from lnbp_onnx.specialise import specialise_functions
 from lnbp_onnx.verify import Comparison
 
@@ -168,11 +171,22 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions of what takes part, and what is available."""
+    """Return the versions of what takes part, where the kernel library is, and what is available."""
+    try:
+        library: str | None = native.get_library_path()
+    except KernelError:
+        library = None
+    has_extensions = _version("onnxruntime-extensions") is not None
+    available = {"native": library is not None, "extensions": library is not None and has_extensions}
+    available["python"] = has_extensions
+    providers = onnxruntime.get_available_providers()
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "opset": onnx.defs.onnx_opset_version(),
-        "providers": onnxruntime.get_available_providers(),
+        "library": library,
+        "kernels": [name for name, is_available in available.items() if is_available],
+        "providers": providers,
+        "providers_with_copies": [provider for provider in providers if provider not in IN_HOST_MEMORY],
     }
 
 
@@ -186,11 +200,20 @@ def _version(package: str) -> str | None:
 def environment_table(data: Mapping[str, Any]) -> Table:
     """Return the table of `environment`."""
     table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, version in data["versions"].items():
         table.add_row(name, version or "not installed")
     table.add_section()
     table.add_row("newest opset known", str(data["opset"]))
+    table.add_row("kernel library", data["library"] or "not there: install the package to build it")
+    table.add_row("kernels", ", ".join(data["kernels"]) or "none")
     table.add_row("execution providers", ", ".join(data["providers"]))
+    copying = data["providers_with_copies"]
+    if copying:
+        table.add_row(
+            "on the CPU between copies", f"the kernels with {', '.join(copying)}; what decompose writes is not"
+        )
     return table
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running models on arrays: in ONNX Runtime, or in ONNX's reference evaluator where they hold the operator."""
+"""Running models on arrays: in ONNX Runtime, with and without the kernel, and in ONNX's reference evaluator."""
 
 import ctypes
 import math
@@ -20,6 +20,7 @@ from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError, LnbpError
 from lnbp_onnx.operators import OPERATOR_ID
 from lnbp_onnx.reference import LayerNormBackprop
+from lnbp_onnx.session import inference_session
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -33,8 +34,8 @@ class Runner(Protocol):
         """Return the graph's outputs by name."""
 
 
-class OnnxRuntimeRunner:
-    """A model in ONNX Runtime on the CPU, bfloat16 going in and out as ``ml_dtypes.bfloat16``.
+class PlainRunner:
+    """A model in ONNX Runtime on the CPU, without any kernel of this package.
 
     Args:
         model: A model, or the path of one.
@@ -47,26 +48,60 @@ class OnnxRuntimeRunner:
     runtime = "onnxruntime"
 
     def __init__(self, model: onnx.ModelProto | Path, sess_options: onnxruntime.SessionOptions | None = None) -> None:
-        if sess_options is None:
-            sess_options = onnxruntime.SessionOptions()
-            sess_options.log_severity_level = 3
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
+        options = sess_options or _quiet_options()
         try:
-            self._session = onnxruntime.InferenceSession(source, sess_options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
             raise InvalidModelError(f"onnxruntime cannot load the model: {error}") from error
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
         """Return the graph's outputs by name."""
-        arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
-        names = [output.name for output in self._session.get_outputs()]
-        try:
-            # An OrtValue made from an array points into it: `arrays` keeps them alive.
-            values = {name: _to_ort_value(array) for name, array in arrays.items()}
-            results = self._session.run_with_ort_values(names, values)
-        except Exception as error:
-            raise InvalidModelError(f"onnxruntime cannot run the model: {error}") from error
-        return {name: _to_array(name, value) for name, value in zip(names, results, strict=True)}
+        return run_session(self._session, feeds)
+
+
+class KernelRunner:
+    """A model in ONNX Runtime on the CPU, with the native kernel.
+
+    Raises:
+        InvalidModelError: Where ONNX Runtime cannot load the model; also from `run`, where it cannot run it.
+        InvalidNodeError: Where the specification refuses a node.
+        KernelError: Where the native library cannot be had.
+    """
+
+    runtime = "onnxruntime with the native kernel"
+
+    def __init__(self, model: onnx.ModelProto | Path) -> None:
+        self._session = inference_session(model, sess_options=_quiet_options(), providers=["CPUExecutionProvider"])
+
+    def run(self, feeds: Tensors) -> dict[str, NDArray[Any]]:
+        """Return the graph's outputs by name."""
+        return run_session(self._session, feeds)
+
+
+def _quiet_options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return options
+
+
+def run_session(session: onnxruntime.InferenceSession, feeds: Tensors) -> dict[str, NDArray[Any]]:
+    """Run a session on arrays, bfloat16 going in and out as ``ml_dtypes.bfloat16``.
+
+    Raises:
+        InvalidModelError: Where ONNX Runtime cannot run the model on them.
+    """
+    arrays = {name: np.asarray(array, order="C") for name, array in feeds.items()}
+    names = [output.name for output in session.get_outputs()]
+    try:
+        # An OrtValue made from an array points into it: `arrays` keeps them alive.
+        values = {name: _to_ort_value(array) for name, array in arrays.items()}
+        results = session.run_with_ort_values(names, values)
+    except LnbpError:
+        raise
+    except Exception as error:
+        raise InvalidModelError(f"onnxruntime cannot run the model: {error}") from error
+    return {name: _to_array(name, value) for name, value in zip(names, results, strict=True)}
 
 
 def _to_ort_value(array: NDArray[Any]) -> onnxruntime.OrtValue:

@@ -64,7 +64,9 @@ def _infer(context: onnx.shape_inference.InferenceContext) -> None:
         for index in range(context.get_num_inputs())
     ]
     outputs = [context.has_output(index) for index in range(context.get_num_outputs())]
-    node = parse(describe(context.get_display_name(), ()), attributes, inputs, outputs)
+    # onnx calls a node "node LayerNormBackprop[lnbp] (its name)".
+    name = context.get_display_name().partition(" (")[2].removesuffix(")")
+    node = parse(describe(name, ()), attributes, inputs, outputs)
     for index in range(context.get_num_outputs()):
         info = node.output_info(spec.OUTPUT_NAMES[index])
         if info.element_type is None:

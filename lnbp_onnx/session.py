@@ -28,17 +28,16 @@ KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 _Preparation: TypeAlias = Callable[[ModelProto], object]
 
-_IN_HOST_MEMORY = {
+IN_HOST_MEMORY = {
     "CPUExecutionProvider",
     "AzureExecutionProvider",
     "DnnlExecutionProvider",
     "XnnpackExecutionProvider",
 }
+"""The execution providers whose tensors a kernel on the CPU can use where they are."""
 
 _lock = threading.Lock()
-_kernels_of_options: "weakref.WeakKeyDictionary[onnxruntime.SessionOptions, set[Kernel]]" = (
-    weakref.WeakKeyDictionary()
-)
+_kernels_of_options: "weakref.WeakKeyDictionary[onnxruntime.SessionOptions, set[Kernel]]" = weakref.WeakKeyDictionary()
 
 
 def inference_session(
@@ -58,8 +57,8 @@ def inference_session(
             "python", the reference through onnxruntime-extensions, for comparison and not for speed. The last two need
             the package onnxruntime-extensions.
         sess_options: Gets the kernel's library registered, once; it may be used again with the same kernel.
-        providers: As for ``onnxruntime.InferenceSession``; by default the CPU's. The operator runs on the CPU beside
-            any provider; a warning says so where its tensors are copied for that.
+        providers: As for ``onnxruntime.InferenceSession``. The operator runs on the CPU beside any provider; a
+            warning says so where its tensors are copied for that.
 
     Returns:
         An ``onnxruntime.InferenceSession``; with "python", one whose runs raise what went wrong in the kernel.
@@ -90,7 +89,7 @@ def inference_session(
     options = _registered(sess_options, kernel, library)
     try:
         with _loadable(model, prepare) as source:
-            session = session_type(source, options, providers=providers or ["CPUExecutionProvider"])
+            session = session_type(source, options, providers=providers)
     except LnbpError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base but Exception
@@ -132,8 +131,7 @@ def _loadable(model: AnyModel, prepare: _Preparation | None) -> Iterator[str | b
         if source is None:
             yield _serialised(proto)
             return
-        # The file is named after the process: two threads would write the same one.
-        with _lock, runnable(proto, source) as loadable:
+        with runnable(proto, source) as loadable:
             yield str(loadable) if isinstance(loadable, Path) else loadable.SerializeToString()
 
 
@@ -160,18 +158,10 @@ def _read(model: AnyModel) -> tuple[ModelProto, Path | None]:
 
 def _source_of_tensors(model: ir.Model) -> Path | None:
     """Return a path in the folder that the model's external tensors are relative to, or None where there are none."""
-    graphs = [each for function in model.functions.values() for each in (function.graph, *function.subgraphs())]
-    tensors = [
-        value.const_value
-        for graph in (model.graph, *model.graph.subgraphs(), *graphs)
-        for value in graph.initializers.values()
-    ]
-    tensors += [
-        attribute.value
-        for node in (*model.graph.all_nodes(), *(node for graph in graphs for node in graph))
-        for attribute in node.attributes.values()
-        if attribute.type == ir.AttributeType.TENSOR
-    ]
+    outer = [model.graph, *(function.graph for function in model.functions.values())]
+    graphs = [each for graph in outer for each in (graph, *graph.subgraphs())]
+    tensors = [value.const_value for graph in graphs for value in graph.initializers.values()]
+    tensors += [attribute.value for graph in graphs for node in graph for attribute in node.attributes.values()]
     folders = {Path(tensor.base_dir).resolve() for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     if len(folders) > 1:
         raise InvalidModelError(
@@ -183,17 +173,18 @@ def _source_of_tensors(model: ir.Model) -> Path | None:
 
 def _serialised(proto: ModelProto) -> bytes:
     try:
-        return proto.SerializeToString()
+        serialised: bytes = proto.SerializeToString()
     except Exception as error:  # its type depends on protobuf's implementation
         raise InvalidModelError(
             f"The model cannot be serialised: {error} (where it has 2 GB or more, save it with external data, and give "
             "its path)."
         ) from error
+    return serialised
 
 
 def _explained(model: AnyModel, error: Exception, library: str) -> LnbpError:
     """Return the error that says why no session could be made."""
-    if "already set in registry" in str(error):
+    if any(sign in str(error) for sign in ("Domain already set in registry", "Conflicting with a registered kernel")):
         return KernelError(
             f"sess_options had {library} registered before, and a second time is an error of onnxruntime's "
             "(give SessionOptions without it: inference_session registers it)."
@@ -213,7 +204,7 @@ def _explained(model: AnyModel, error: Exception, library: str) -> LnbpError:
 
 
 def _warn_of_copies(providers: Sequence[str]) -> None:
-    others = [provider for provider in providers if provider not in _IN_HOST_MEMORY]
+    others = [provider for provider in providers if provider not in IN_HOST_MEMORY]
     if others:
         warnings.warn(
             f"LayerNormBackprop has a kernel for the CPU only: with {', '.join(others)} its inputs and outputs are "

@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.model_io import load_model
-from lnbp_onnx.runners import OnnxRuntimeRunner, ReferenceRunner, Runner, Tensors
+from lnbp_onnx.runners import KernelRunner, PlainRunner, Runner, Tensors
 
 AnyModel: TypeAlias = ModelProto | ir.Model | str | Path
 
@@ -78,7 +78,7 @@ def compare(
     """Run two models on the same inputs and compare their outputs.
 
     Each runs in plain ONNX Runtime, where an embedded function takes the operator's place; a model that holds the
-    operator without such a function runs in ONNX's reference evaluator. Two elements agree
+    operator without such a function runs with the native kernel. Two elements agree
     when they differ by at most ``atol + rtol * |a|``; rtol is never taken finer than the output type's own spacing.
 
     Args:
@@ -127,7 +127,7 @@ def _proto(model: AnyModel) -> ModelProto:
 def _runner(model: AnyModel, proto: ModelProto) -> Runner:
     # By path, external data is found where it is and may be of any size.
     source = Path(model) if isinstance(model, str | Path) else proto
-    return ReferenceRunner(source) if _needs_kernel(proto) else OnnxRuntimeRunner(source)
+    return KernelRunner(source) if _needs_kernel(proto) else PlainRunner(source)
 
 
 def _needs_kernel(proto: ModelProto) -> bool:

@@ -13,14 +13,13 @@ from onnx import TensorProto, helper
 
 import lnbp_onnx
 
+COMMAND = Path(sys.executable).with_name("lnbp-onnx")
 ENCODER = Path(__file__).parents[1] / "examples" / "torch_encoder_training_lnbp.onnx"
 
 
 def command(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command; whatever happens, no traceback reaches the user."""
-    run = subprocess.run(
-        [sys.executable, "-m", "lnbp_onnx", *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd
-    )
+    run = subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd)
     assert "Traceback" not in run.stderr, run.stderr
     return run
 
@@ -41,10 +40,17 @@ def test_default_name_and_tables(model: Path) -> None:
         assert part in run.stdout
 
 
-def test_installed_command() -> None:
-    run = subprocess.run(["lnbp-onnx", "--help"], capture_output=True, text=True, check=True)
-    for name in ("decompose", "embed", "compare", "inspect", "info"):
-        assert name in run.stdout
+def test_without_arguments() -> None:
+    run = command()
+    assert run.returncode == 2
+    assert "decompose" in run.stdout + run.stderr
+
+
+def test_help() -> None:
+    module = [sys.executable, "-m", "lnbp_onnx", "--help"]
+    for run in (command("--help"), subprocess.run(module, capture_output=True, text=True, check=True)):
+        for name in ("decompose", "embed", "compare", "inspect", "info"):
+            assert name in run.stdout
 
 
 @pytest.mark.parametrize("arguments", [["out.onnx"], ["-o", "out.onnx"], ["out.onnx", "-q"]])
@@ -63,7 +69,7 @@ def test_output_by_argument_and_option(model: Path, arguments: list[str]) -> Non
         (["m.onnx"], "OUT is IN"),
         (["."], "OUT is the folder"),
         (["nowhere/out.onnx"], "which is no folder"),
-        (["--check", "-1"], "Invalid value"),
+        (["--check=-1"], "Invalid value"),
         (["--check", "--input-shape", "x"], "NAME:1,3,8"),
         (["--check", "--input-shape", "x:1,b"], "NAME:1,3,8"),
         (["--check", "--input-shape", "nothing:1,2"], "no input of the model; its inputs are input_forward"),
@@ -108,7 +114,7 @@ def test_json(model: Path) -> None:
     assert found["before"]["operators"] == {"lnbp::LayerNormBackprop": 1}
     assert found["after"]["bytes"] == model.with_name("m.decomposed.onnx").stat().st_size
     assert found["check"]["ok"]
-    assert found["check"]["runtimes"] == ["onnx.reference", "onnxruntime"]
+    assert found["check"]["runtimes"] == ["onnxruntime with the native kernel", "onnxruntime"]
     assert [output["name"] for output in found["check"]["outputs"]] == ["input_delta", "gamma_delta", "beta_delta"]
 
 
@@ -175,7 +181,7 @@ def test_embed(model: Path) -> None:
     found = json.loads(run.stdout)
     assert found["nodes"][0]["result"] == "kept, with the function"
     # Plain ONNX Runtime has no kernel: what was checked is the function.
-    assert found["check"]["runtimes"] == ["onnx.reference", "onnxruntime"]
+    assert found["check"]["runtimes"] == ["onnxruntime with the native kernel", "onnxruntime"]
     result = onnx.load(model.with_name("m.embedded.onnx"))
     assert [function.name for function in result.functions] == ["LayerNormBackprop"]
     assert [node.op_type for node in result.graph.node] == ["LayerNormBackprop"]
@@ -194,4 +200,6 @@ def test_info() -> None:
     found = json.loads(command("info", "--json").stdout)
     assert found["versions"]["onnx"] == onnx.__version__
     assert "CPUExecutionProvider" in found["providers"]
+    assert found["kernels"] == ["native", "extensions", "python"]
+    assert found["library"] == lnbp_onnx.get_library_path()
     assert "onnxruntime" in command("info").stdout

@@ -8,11 +8,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from cases import CASES, INPUTS, OUTPUTS, SMALL_CASES, Case
-from onnx import helper
+from cases import CASES, OUTPUTS, SMALL_CASES, Case
 
 import lnbp_onnx
-from lnbp_onnx.runners import OnnxRuntimeRunner, ReferenceRunner
+from lnbp_onnx.runners import PlainRunner, ReferenceRunner
 
 Outputs = dict[str, np.ndarray[Any, Any]]
 
@@ -29,9 +28,7 @@ def session_options(level: str) -> onnxruntime.SessionOptions:
 
 def in_onnxruntime(model: onnx.ModelProto, feeds: Outputs) -> Outputs:
     """Run a model with ONNX Runtime's optimisations on and off; the two must be near each other."""
-    results = [
-        OnnxRuntimeRunner(model, session_options(level)).run(feeds) for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL")
-    ]
+    results = [PlainRunner(model, session_options(level)).run(feeds) for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL")]
     return results[1]
 
 

@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from strategies import problems
 
 import lnbp_onnx
-from lnbp_onnx.runners import OnnxRuntimeRunner, ReferenceRunner
+from lnbp_onnx.runners import PlainRunner, ReferenceRunner
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ENCODER = EXAMPLES / "torch_encoder_training_lnbp.onnx"
@@ -81,7 +81,7 @@ def assert_same_results(model: ModelProto, feeds: dict[str, Any]) -> ModelProto:
     result = lnbp_onnx.decompose(model)
     assert_standard(result)
     expected = ReferenceRunner(model).run(feeds)
-    found = OnnxRuntimeRunner(result).run(feeds)
+    found = PlainRunner(result).run(feeds)
     assert expected.keys() == found.keys()
     for name, array in expected.items():
         assert found[name].dtype == array.dtype
@@ -94,7 +94,7 @@ def assert_same_results(model: ModelProto, feeds: dict[str, Any]) -> ModelProto:
 def test_properties(case: Case) -> None:
     for shapes in ("static", "symbolic"):
         result = lnbp_onnx.decompose(case.model(shapes=shapes))
-        case.check(OnnxRuntimeRunner(result).run(case.arrays()))
+        case.check(PlainRunner(result).run(case.arrays()))
 
 
 def test_recorded_torch_gradients() -> None:
@@ -102,7 +102,7 @@ def test_recorded_torch_gradients() -> None:
     assert_standard(result)
     reference = np.load(EXAMPLES / "torch_encoder_training_reference.npz")
     feeds = {"ids": reference["ids"], "tgt": reference["tgt"]}
-    for runner in (OnnxRuntimeRunner(result), ReferenceRunner(result), ReferenceRunner(onnx.load(ENCODER))):
+    for runner in (PlainRunner(result), ReferenceRunner(result), ReferenceRunner(onnx.load(ENCODER))):
         outputs = runner.run(feeds)
         assert len(outputs) == 30
         for name, output in outputs.items():
@@ -174,7 +174,10 @@ def test_subgraphs(cond: bool) -> None:
 
 def test_scan_body() -> None:
     body = helper.make_graph(
-        [operator("row", "row_dy", "g", ["row_dx", "dg"], begin_norm_axis=0), helper.make_node("Add", ["s", "dg"], ["t"])],
+        [
+            operator("row", "row_dy", "g", ["row_dx", "dg"], begin_norm_axis=0),
+            helper.make_node("Add", ["s", "dg"], ["t"]),
+        ],
         "body",
         [info("s", FLOAT, [6]), info("row", FLOAT, [6]), info("row_dy", FLOAT, [6])],
         [info("t", FLOAT, [6]), info("row_dx", FLOAT, [6])],
@@ -189,7 +192,7 @@ def test_scan_body() -> None:
     feeds = draw(**shapes) | {"zero": np.zeros(6, np.float32)}
     result = lnbp_onnx.decompose(model)
     assert_standard(result)
-    found = OnnxRuntimeRunner(result).run(feeds)
+    found = PlainRunner(result).run(feeds)
     expected = lnbp_onnx.layer_norm_backprop(feeds["x"], feeds["dy"], feeds["g"], use_stats=False)
     np.testing.assert_allclose(found["dx"], expected[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found["dg"], expected[1], rtol=1e-5, atol=1e-5)
@@ -228,9 +231,7 @@ def function_model(ir_version: int) -> ModelProto:
     inputs |= {f"{name}d": (DOUBLE, shape) for name, shape in shapes.items()}
     outputs = {f"dx{i}": (DOUBLE if i == 3 else FLOAT, [4, 6]) for i in range(5)}
     outputs |= {f"dg{i}": (DOUBLE if i == 3 else FLOAT, [6]) for i in range(5)}
-    return make_model(
-        calls, inputs, outputs, functions=[inner, outer, unused], domains=["my"], ir_version=ir_version
-    )
+    return make_model(calls, inputs, outputs, functions=[inner, outer, unused], domains=["my"], ir_version=ir_version)
 
 
 @pytest.mark.parametrize("ir_version", [8, 10])
@@ -295,7 +296,9 @@ def sparse(name: str) -> onnx.SparseTensorProto:
 
 def ornate_model() -> ModelProto:
     """A model that uses every field of the format beside the operator."""
-    branch = helper.make_graph([helper.make_node("Add", ["g", "sparse_inner"], ["t"])], "b", [], [info("t", FLOAT, [6])])
+    branch = helper.make_graph(
+        [helper.make_node("Add", ["g", "sparse_inner"], ["t"])], "b", [], [info("t", FLOAT, [6])]
+    )
     branch.sparse_initializer.append(sparse("sparse_inner"))
     branch.doc_string = "a branch"
     other = helper.make_graph([operator("x", "dy", "g", ["h", "t2"])], "c", [], [info("t2", FLOAT, [6])])
@@ -312,7 +315,13 @@ def ornate_model() -> ModelProto:
     inputs = {"x": (FLOAT, ["N", 6]), "dy": (FLOAT, ["N", 6]), "g": (FLOAT, [6]), "cond": (BOOL, [])}
     outputs = {"dx": (FLOAT, ["N", 6]), "dg": (FLOAT, [6])}
     function = helper.make_function(
-        "odd", "F", ["a"], ["b"], [helper.make_node("Neg", ["a"], ["b"], name="n")], [helper.make_opsetid("", 17)], ["k"]
+        "odd",
+        "F",
+        ["a"],
+        ["b"],
+        [helper.make_node("Neg", ["a"], ["b"], name="n")],
+        [helper.make_opsetid("", 17)],
+        ["k"],
     )
     function.doc_string = "a function"
     function.value_info.append(info("a", FLOAT, [1]))
@@ -371,7 +380,7 @@ def test_what_is_added() -> None:
     result = lnbp_onnx.decompose(ornate_model())
     added = [node for node in result.graph.node if node.name.startswith("op/")]
     assert len(added) > 10
-    assert all({"from": "layer 3"} == {p.key: p.value for p in node.metadata_props} for node in added)
+    assert all({p.key: p.value for p in node.metadata_props} == {"from": "layer 3"} for node in added)
     typed = {value.name for value in result.graph.value_info}
     assert {output for node in added for output in node.output} - {"dx", "dg"} <= typed
 

@@ -18,7 +18,7 @@ import lnbp_onnx
 from lnbp_onnx.edit import apply, apply_in_place
 from lnbp_onnx.operators import Operator
 from lnbp_onnx.passes.embed import EmbedPass
-from lnbp_onnx.runners import OnnxRuntimeRunner
+from lnbp_onnx.runners import PlainRunner
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 Tensors = dict[str, np.ndarray[Any, Any]]
@@ -72,7 +72,7 @@ def in_onnxruntime(model: ModelProto, feeds: Tensors, folder: Path) -> list[Tens
         options.log_severity_level = 3
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
         options.optimized_model_filepath = str(folder / "ran.onnx")
-        results.append(OnnxRuntimeRunner(model, options).run(feeds))
+        results.append(PlainRunner(model, options).run(feeds))
         assert not calls(onnx.load(folder / "ran.onnx"))
     return results
 
@@ -363,7 +363,7 @@ def test_decompose_undoes_it(tmp_path: Path) -> None:
 
 def test_the_function_of_an_earlier_run() -> None:
     model = embed(BASE.model())
-    assert not apply_in_place(EmbedPass(), model)
+    assert not apply_in_place(EmbedPass(), model).modified
     expected = onnx.ModelProto()
     expected.CopyFrom(model)
     model.functions[0].node[0].attribute[0].i = 0
