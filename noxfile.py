@@ -7,7 +7,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "types", "generated", "native", "abi", "torch", "oldest"]
+nox.options.sessions = ["lint", "types", "generated", "native", "abi", "torch", "runtimes(1.17)", "runtimes(newest)"]
 nox.options.error_on_external_run = True
 
 CPP_FILES = sorted(str(path) for pattern in ("*.h", "*.cc") for path in Path("ops").rglob(pattern))
@@ -64,14 +64,23 @@ def abi(session: nox.Session) -> None:
 @nox.session
 def torch(session: nox.Session) -> None:
     """The tests that need torch."""
-    session.install("torch==2.13.0")
-    session.install(".[dev]")
+    session.install("torch==2.13.0", ".[dev]")
     session.run("pytest", "-q", "tests/test_torch.py")
 
 
+RUNTIMES = {
+    "1.17": ["onnxruntime==1.17.3", "numpy<2"],
+    "1.20": ["onnxruntime==1.20.1"],
+    "1.24": ["onnxruntime==1.24.4"],
+}
+
+
 @nox.session
-def oldest(session: nox.Session) -> None:
-    """The oldest runtime and packages that are supported."""
-    session.install("onnxruntime==1.17.3", "numpy<2", "onnx==1.20.1")
-    session.install(".[dev]", "onnxruntime==1.17.3", "numpy<2", "onnx==1.20.1")
-    session.run("pytest", "-q", "-n", "2", "tests/test_oldest_runtime.py")
+@nox.parametrize("runtime", [*RUNTIMES, "newest"], ids=[*RUNTIMES, "newest"])
+def runtimes(session: nox.Session, runtime: str) -> None:
+    """The wheel on older runtimes and on the newest; the oldest one with the oldest onnx."""
+    packages = RUNTIMES.get(runtime, ["onnxruntime"])
+    if runtime == min(RUNTIMES):
+        packages = [*packages, "onnx==1.20.1"]
+    session.install(".[dev]", *packages)
+    session.run("pytest", "-q", "-n", "2", "tests/smoke.py")
