@@ -6,7 +6,7 @@ memory, so the terms are arranged for few of them. With d = x - mean, q = dy * d
 
     gamma_delta = rstd' q                           a MatMul over the rows, as is beta_delta = 1' dy
     mean(g * xhat) = rstd * q (gamma / N)           a MatMul over the columns, which spares the product g * xhat
-    input_delta = rstd * (g - mean(g) - d * c2)     with c2 = rstd * rstd * q (gamma / N)
+    input_delta = rstd * (g - (d * c2 + mean(g)))   with c2 = rstd * rstd * q (gamma / N)
 
 d stays centred: factoring the mean out of q would save a pass and lose three digits at a mean of 1e4.
 """
@@ -154,8 +154,9 @@ class _BodyBuilder:
             g = dy
         c2 = self._op("Mul", rstd, projection, name="mean_g_xhat", shape=row)
         c2 = self._op("Mul", rstd, c2, name="c2", shape=row)
-        centred = self._elementwise("Sub", g, self._row_mean(g, "mean_g"), "g_centred")
-        centred = self._elementwise("Sub", centred, self._elementwise("Mul", d, c2, "d_c2"), "projected")
+        # The two means first: they are small beside the largest g, and so is the rounding of their sum.
+        means = self._elementwise("Add", self._elementwise("Mul", d, c2, "d_c2"), self._row_mean(g, "mean_g"), "means")
+        centred = self._elementwise("Sub", g, means, "g_centred")
         input_delta = self._as_input(self._elementwise("Mul", rstd, centred, "input_delta_rows"))
 
         gamma_delta = beta_delta = None
