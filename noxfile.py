@@ -10,7 +10,9 @@ nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["lint", "types", "generated", "native", "abi", "torch", "runtimes(1.17)", "runtimes(newest)"]
 nox.options.error_on_external_run = True
 
-CPP_FILES = sorted(str(path) for pattern in ("*.h", "*.cc") for path in Path("ops").rglob(pattern))
+CPP_FILES = sorted(
+    str(path) for pattern in ("*.h", "*.cc") for folder in ("ops", "examples") for path in Path(folder).rglob(pattern)
+)
 
 
 @nox.session
@@ -47,12 +49,20 @@ def native(session: nox.Session, sanitizers: str) -> None:
     session.run("cmake", "-S", "ops", "-B", build, "-G", "Ninja", "-DLNBP_BUILD_TESTS=ON", *options)
     session.run("cmake", "--build", build)
     session.run("ctest", "--test-dir", build, "--output-on-failure")
-    if sanitizers == "none" and shutil.which("nm"):
-        library = str(Path(build) / "liblnbp_onnx_ops.so")
-        listing = session.run("nm", "-D", "--defined-only", library, external=True, silent=True) or ""
-        exported = {line.split()[-1].split("@")[0] for line in listing.splitlines() if " T " in line}
-        if exported != {"RegisterCustomOps", "LnbpGetCustomOps"}:
-            session.error(f"The library exports {sorted(exported)}")
+    if sanitizers == "none" and shutil.which("readelf"):
+        _check_library(session, str(Path(build) / "liblnbp_onnx_ops.so"))
+
+
+def _check_library(session: nox.Session, library: str) -> None:
+    """Hold the library to its two functions, and to the C library alone."""
+    symbols = session.run("nm", "-D", "--defined-only", library, external=True, silent=True) or ""
+    exported = {line.split()[-1].split("@")[0] for line in symbols.splitlines() if " T " in line}
+    if exported != {"RegisterCustomOps", "LnbpGetCustomOps"}:
+        session.error(f"The library exports {sorted(exported)}")
+    header = session.run("readelf", "-d", library, external=True, silent=True) or ""
+    needed = {line.split("[")[1].split(".so")[0] for line in header.splitlines() if "(NEEDED)" in line}
+    if not needed <= {"libc", "libm", "ld-linux-x86-64", "ld-linux-aarch64"}:
+        session.error(f"The library needs {sorted(needed)}")
 
 
 @nox.session(venv_backend="none")

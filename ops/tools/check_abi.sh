@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# Compares src/ort_abi.h with the header in Debian's libonnxruntime-dev. The
-# package comes from a suite newer than the machine's own, through apt, with
+# Compares src/ort_abi.h with the header in Debian's libonnxruntime-dev, and
+# compiles the C++ example of a checkout with it. The package comes from a suite newer than the machine's own, through apt, with
 # sources and state in a temporary folder: nothing on the machine changes.
 # Where the package cannot be had, prints a line and succeeds.
 set -eu
@@ -51,4 +51,7 @@ header=$(find package -name onnxruntime_c_api.h | head -n 1)
 
 "${CXX:-c++}" -std=c++17 -fsyntax-only -Wno-ignored-attributes -I"$ops/src" \
   -isystem "$(dirname "$header")" "$ops/tests/ort_abi_check.cc"
+example=$ops/../examples/cpp/run_model.cc
+[ ! -e "$example" ] || "${CXX:-c++}" -std=c++17 -fsyntax-only \
+  -isystem "$(dirname "$header")" "$example"
 echo "check_abi: src/ort_abi.h agrees with $(basename libonnxruntime-dev_*.deb)"
