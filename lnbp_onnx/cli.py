@@ -221,7 +221,7 @@ class _Printer:
     @contextlib.contextmanager
     def progress(self, task: str) -> Iterator[Progress]:
         """Show a bar where the output is a terminal and the task takes its time."""
-        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn()
         bar = ProgressBar(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         identifier = bar.add_task(task, total=None)
         timer = threading.Timer(_SECONDS_BEFORE_PROGRESS, bar.start)
@@ -265,10 +265,13 @@ def _rewrite(request: _Request, rewriting: ir.passes.InPlacePass, nothing: str, 
         printer.show(report.comparison_table(data["check"]))
     if not result.modified:
         printer.say(f"Nothing to do: {nothing}.")
+    reasons = [] if ok else ["the check failed"]
+    if request.dry_run:
+        reasons.append("this is a dry run")
     if written:
-        printer.say(f"Wrote {request.target} in {data['seconds']:.2f} s.")
+        printer.say(f"Wrote {request.target} in {data['seconds']:.2f} s{'.' if ok else ', but the check failed.'}")
     else:
-        printer.say("Wrote nothing: the check failed." if not ok else "Wrote nothing: this is a dry run.")
+        printer.say(f"Wrote nothing: {', and '.join(reasons)}.")
     _exit_of_check(ok)
 
 

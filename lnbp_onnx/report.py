@@ -2,6 +2,7 @@
 """What the commands tell: plain data, for JSON and for tables."""
 
 import importlib.metadata
+import math
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import onnxruntime
+from rich.markup import escape
 from rich.table import Table
 
 from lnbp_onnx import spec
@@ -94,13 +96,22 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
         "outputs": [
             {
                 "name": output.name,
-                "max_absolute_error": output.max_absolute_error,
-                "max_relative_error": output.max_relative_error,
+                "max_absolute_error": _finite(output.max_absolute_error),
+                "max_relative_error": _finite(output.max_relative_error),
                 "ok": output.ok,
             }
             for output in comparison.outputs
         ],
     }
+
+
+def _finite(error: float) -> float | None:
+    """Return an error as JSON can hold it: None where one of two values is not a number or not finite."""
+    return error if math.isfinite(error) else None
+
+
+def _error(error: float | None) -> str:
+    return "not finite" if error is None else f"{error:.2e}"
 
 
 def operators_table(operators: list[dict[str, Any]]) -> Table:
@@ -112,8 +123,8 @@ def operators_table(operators: list[dict[str, Any]]) -> Table:
     for operator in operators:
         types = operator["types"]
         table.add_row(
-            operator["node"] or "(no name)",
-            operator["place"],
+            escape(operator["node"]) or "(no name)",
+            escape(operator["place"]),
             str(operator["begin_norm_axis"]),
             next(iter(types.values())) if len(set(types.values())) == 1 else _listed(types),
             operator["statistics"],
@@ -145,7 +156,7 @@ def change_table(
     for name in sorted({*counts_before, *counts_after}):
         counts = counts_before.get(name, 0), counts_after.get(name, 0)
         if everything or counts[0] != counts[1]:
-            table.add_row(name, *map(str, counts))
+            table.add_row(escape(name), *map(str, counts))
     table.add_section()
     table.add_row("all nodes", str(sum(counts_before.values())), str(sum(counts_after.values())))
     table.add_row("file size", _size(before["bytes"]), _size(after["bytes"]))
@@ -165,7 +176,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
     for output in comparison["outputs"]:
         verdict = "[green]ok[/]" if output["ok"] else "[red]differs[/]"
         table.add_row(
-            output["name"], f"{output['max_absolute_error']:.2e}", f"{output['max_relative_error']:.2e}", verdict
+            escape(output["name"]), _error(output["max_absolute_error"]), _error(output["max_relative_error"]), verdict
         )
     return table
 

@@ -203,3 +203,14 @@ def test_info() -> None:
     assert found["kernels"] == ["native", "extensions", "python"]
     assert found["library"] == lnbp_onnx.get_library_path()
     assert "onnxruntime" in command("info").stdout
+
+
+def test_names_are_not_markup(tmp_path: Path) -> None:
+    model = Case("cli", (4, 6)).model()
+    model.graph.node[0].name = "[bold]n[/bold][/]"
+    path = tmp_path / "[red]m[-].onnx"
+    onnx.save(model, path)
+    run = command("decompose", path, "--check")
+    assert run.returncode == 0
+    assert "[bold]n[/bold][/]" in run.stdout
+    assert "[red]m[-].decomposed.onnx" in run.stdout
