@@ -2,8 +2,11 @@
 """The command line: ``lnbp-onnx``."""
 
 import contextlib
+import io
 import itertools
 import json
+import logging
+import os
 import sys
 import threading
 import time
@@ -66,11 +69,17 @@ External = Annotated[
     bool, typer.Option("--save-as-external-data", help="Write large tensors to a file of their own beside OUT.")
 ]
 SizeThreshold = Annotated[
-    int, typer.Option("--size-threshold", min=0, metavar="BYTES", help="From which size on a tensor is large.")
+    int | None,
+    typer.Option(
+        "--size-threshold",
+        min=0,
+        metavar="BYTES",
+        help=f"From which size on a tensor is large; {DEFAULT_SIZE_THRESHOLD} by default. It implies the option above.",
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and write nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors, and JSON where asked for.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print also what did not change.")]
 
 
@@ -85,7 +94,7 @@ def decompose(
     atol: Atol = 1e-6,
     input_shape: InputShapes = None,
     save_as_external_data: External = False,
-    size_threshold: SizeThreshold = DEFAULT_SIZE_THRESHOLD,
+    size_threshold: SizeThreshold = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -93,8 +102,10 @@ def decompose(
 ) -> None:
     """Rewrite every LayerNormBackprop node in standard operators, which any runtime executes."""
     target = _target(model, target, output, in_place, "decomposed")
-    threshold = size_threshold if save_as_external_data else None
-    request = _Request(model, target, check, rtol, atol, _input_shapes(input_shape), threshold, dry_run)
+    if save_as_external_data and size_threshold is None:
+        size_threshold = DEFAULT_SIZE_THRESHOLD
+    shapes = _input_shapes(input_shape, check)
+    request = _Request(model, target, check, rtol, atol, shapes, size_threshold, dry_run)
     _rewrite(request, DecomposePass(), f"the model has no {spec.OP_TYPE} node", _Printer(as_json, quiet, verbose))
 
 
@@ -109,7 +120,7 @@ def embed(
     atol: Atol = 1e-6,
     input_shape: InputShapes = None,
     save_as_external_data: External = False,
-    size_threshold: SizeThreshold = DEFAULT_SIZE_THRESHOLD,
+    size_threshold: SizeThreshold = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -117,8 +128,10 @@ def embed(
 ) -> None:
     """Add a function in standard operators beside the nodes: fast where the kernel is, standard elsewhere."""
     target = _target(model, target, output, in_place, "embedded")
-    threshold = size_threshold if save_as_external_data else None
-    request = _Request(model, target, check, rtol, atol, _input_shapes(input_shape), threshold, dry_run)
+    if save_as_external_data and size_threshold is None:
+        size_threshold = DEFAULT_SIZE_THRESHOLD
+    shapes = _input_shapes(input_shape, check)
+    request = _Request(model, target, check, rtol, atol, shapes, size_threshold, dry_run)
     nothing = f"the model has no {spec.OP_TYPE} node, or all of them have the function already"
     _rewrite(request, EmbedPass(), nothing, _Printer(as_json, quiet, verbose))
 
@@ -136,7 +149,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Run two models on the same random inputs and compare every output."""
-    shapes = _input_shapes(input_shape)
+    shapes = _input_shapes(input_shape, runs)
     result = compare_models(model_a, model_b, input_shapes=shapes, runs=runs, seed=seed, rtol=rtol, atol=atol)
     data = report.comparison_data(result)
     printer = _Printer(as_json, quiet)
@@ -165,11 +178,21 @@ def info(as_json: AsJson = False) -> None:
 
 def main() -> NoReturn:
     """Run the command line; an error that the package raises on purpose is a sentence, not a traceback."""
+    # What onnx_ir has to say of a model, the errors say in words of the user's.
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         app(args=_with_check_count(sys.argv[1:]), prog_name="lnbp-onnx")
     except LnbpError as error:
-        Console(stderr=True, soft_wrap=True).print(f"Error: {error}", style="red", markup=False, highlight=False)
+        _complain(str(error))
+    except OSError as error:
+        _complain(f"{error.filename or 'The output'}: {error.strerror or error}.")
     sys.exit(EXIT_UNUSABLE)
+
+
+def _complain(sentence: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"Error: {sentence}", style="red", markup=False, highlight=False)
 
 
 def _with_check_count(arguments: Sequence[str]) -> list[str]:
@@ -197,7 +220,7 @@ class _Request:
 
     @property
     def in_place(self) -> bool:
-        return self.target.resolve() == self.source.resolve()
+        return os.path.realpath(self.target) == os.path.realpath(self.source)
 
 
 class _Printer:
@@ -304,8 +327,9 @@ def _target(source: Path, argument: Path | None, option: Path | None, in_place: 
         return source
     if target is None:
         return source.with_name(f"{source.stem}.{suffix}{source.suffix}")
-    if target.is_dir():
-        raise typer.BadParameter(f"OUT is the folder {target}; give the name of a file in it.")
+    if target.exists() and not target.is_file():
+        kind = "folder" if target.is_dir() else "device or pipe"
+        raise typer.BadParameter(f"OUT is the {kind} {target}; give the name of a file.")
     if not target.parent.is_dir():
         raise typer.BadParameter(f"OUT is to be in {target.parent}, which is no folder; make it first.")
     if target.exists() and source.exists() and target.samefile(source):
@@ -313,7 +337,9 @@ def _target(source: Path, argument: Path | None, option: Path | None, in_place: 
     return target
 
 
-def _input_shapes(arguments: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+def _input_shapes(arguments: Sequence[str] | None, runs: int) -> dict[str, tuple[int, ...]]:
+    if arguments and not runs:
+        raise typer.BadParameter("--input-shape is for a comparison; add --check.")
     shapes = {}
     for argument in arguments or ():
         name, separator, dims = argument.rpartition(":")

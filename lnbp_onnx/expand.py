@@ -31,14 +31,30 @@ def check_version(model: ir.Model) -> None:
         )
 
 
-def import_default_domain(opset_imports: dict[str, int], model: ir.Model) -> int:
-    """Return the version of the default domain that a model's graph or function imports; import it if it is not."""
-    opset = opset_imports.get("")
-    if opset is None:
-        opset = opset_imports[""] = model.opset_imports.get("", DEFAULT_OPSET)
+def import_default_domain(graph: ir.Graph, model: ir.Model) -> int:
+    """Return the version of the default domain to write a model's graph or function in, and import it.
+
+    A function is written in the model's version where its other nodes mean the same there: the checker wants that, and
+    ONNX Runtime reads a function in the model's version.
+    """
+    opset, wanted = graph.opset_imports.get(""), model.opset_imports.get("", DEFAULT_OPSET)
+    if opset is None or (opset != wanted and _mean_the_same(graph, opset, wanted)):
+        opset = graph.opset_imports[""] = wanted
         needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)], ignore_unknown=True)
         model.ir_version = max(model.ir_version or 0, needed)
     return opset
+
+
+def _mean_the_same(graph: ir.Graph, a: int, b: int) -> bool:
+    """Return whether the graph's operators are the same in two versions of the default domain."""
+    op_types = {node.op_type for node in graph.all_nodes() if node.domain == ""}
+    try:
+        return all(
+            onnx.defs.get_schema(op_type, a).since_version == onnx.defs.get_schema(op_type, b).since_version
+            for op_type in op_types
+        )
+    except onnx.defs.SchemaError:
+        return False
 
 
 def expand(operators: Iterable[Operator], scope: Scope, model: ir.Model) -> None:
@@ -48,7 +64,7 @@ def expand(operators: Iterable[Operator], scope: Scope, model: ir.Model) -> None
         InvalidNodeError: Where too little is known of a node, or the opset cannot express it.
         InvalidModelError: Where the scope's opset is too old or unknown.
     """
-    opset = import_default_domain(scope.opset_imports, model)
+    opset = import_default_domain(scope.graph, model)
     unique_name = unique_names(_names(scope.graph))
     replacements = []
     for operator in operators:

@@ -20,6 +20,11 @@ def info_of(value: ir.Value) -> TensorInfo:
     return TensorInfo(element_type or None, shape)
 
 
+def known(value: ir.Value, infos: Mapping[ir.Value, TensorInfo]) -> TensorInfo:
+    """Return what is known of a value; of one that comes from nowhere in the graph, what it declares."""
+    return infos.get(value) or info_of(value)
+
+
 def declare(value: ir.Value, info: TensorInfo) -> None:
     """Make the value declare what is known of it."""
     value.type = None if info.element_type is None else ir.TensorType(ir.DataType(info.element_type))
@@ -72,8 +77,22 @@ def _skeleton(graph: ir.Graph, functions: Iterable[ir.Function], opset_imports: 
             del clone.initializers[name]
             if value not in clone.inputs:
                 clone.inputs.append(value)
-    clones = [function.clone() for function in functions]
+    clones = [function.clone() for function in _called(graph, functions)]
     return ir.to_proto(ir.Model(clone, ir_version=onnx.IR_VERSION, functions=clones))
+
+
+def _called(graph: ir.Graph, functions: Iterable[ir.Function]) -> list[ir.Function]:
+    """Return the functions that a graph calls, itself or through others."""
+    by_identifier = {function.identifier(): function for function in functions}
+    called: dict[ir.OperatorIdentifier, ir.Function] = {}
+    graphs = [graph]
+    while graphs:
+        for node in graphs.pop().all_nodes():
+            identifier = node.op_identifier()
+            if identifier in by_identifier and identifier not in called:
+                called[identifier] = by_identifier[identifier]
+                graphs.append(by_identifier[identifier].graph)
+    return list(called.values())
 
 
 def _collect(graph: ir.Graph, proto: onnx.GraphProto, infos: dict[ir.Value, TensorInfo]) -> None:

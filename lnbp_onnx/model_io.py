@@ -47,6 +47,7 @@ def load_model(path: Path) -> ModelProto:
         raise InvalidModelError(f"{path}: is not an ONNX model (it holds no graph).")
     for tensor in _external_tensors(model):
         _data_file(tensor, path)
+        _check_range(tensor, path)
     return model
 
 
@@ -75,14 +76,16 @@ def save_model(
         InvalidModelError: Where a file cannot be read or written.
     """
     try:
-        target = target.resolve()
+        target = Path(os.path.realpath(target))
         _externalise(model, target, source, size_threshold, progress)
         with _replaced(target) as temporary:
             serializer = registry.get(registry.get_format_from_file_extension(target.suffix) or "protobuf")
             temporary.write_bytes(serializer.serialize_proto(model))
     except OSError as error:
-        path = error.filename or target
-        raise InvalidModelError(f"{path}: cannot be written: {error.strerror or error}.") from error
+        reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        raise InvalidModelError(f"{target}: cannot be written: {reason}.") from error
+    except ValueError as error:  # onnx_ir refuses files with several hard links
+        raise InvalidModelError(f"{target}: cannot be written: {error}") from error
 
 
 @contextlib.contextmanager
@@ -92,7 +95,7 @@ def runnable(model: ModelProto, source: Path) -> Iterator[ModelProto | Path]:
     Raises:
         InvalidModelError: Where the file cannot be written.
     """
-    if not any(_external_tensors(model)):
+    if not has_external_data(model):
         yield model
         return
     try:
@@ -105,6 +108,11 @@ def runnable(model: ModelProto, source: Path) -> Iterator[ModelProto | Path]:
         yield Path(name)
     finally:
         Path(name).unlink()
+
+
+def has_external_data(model: ModelProto) -> bool:
+    """Return whether any tensor of the model is in a file of its own."""
+    return any(_external_tensors(model))
 
 
 def _externalise(
@@ -199,6 +207,15 @@ def _data_file(tensor: TensorProto, source: Path) -> Path:
             "folder or below, and not through a link that leaves it (move the file beside the model)."
         )
     return path
+
+
+def _check_range(tensor: TensorProto, source: Path) -> None:
+    for entry in tensor.external_data:
+        if entry.key in ("offset", "length") and not entry.value.isdecimal():
+            raise InvalidModelError(
+                f"{source}: the external data of tensor {tensor.name!r} has {entry.key} {entry.value!r}; it must be a "
+                "number of bytes (save the model again from where it came)."
+            )
 
 
 def _external_tensors(model: ModelProto) -> Iterator[TensorProto]:

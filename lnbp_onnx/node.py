@@ -368,12 +368,25 @@ def _to_float32(value: float) -> float:
 def attribute_protos(
     begin_norm_axis: int, use_affine: bool, epsilon: float, use_stats: bool
 ) -> dict[str, AttributeProto]:
-    """Return the operator's attributes as they stand in a node, by name."""
-    values = (begin_norm_axis, int(use_affine), float(epsilon), int(use_stats))
-    return {
-        attribute.name: helper.make_attribute(attribute.name, value)
-        for attribute, value in zip(spec.ATTRIBUTES, values, strict=True)
-    }
+    """Return the operator's attributes as they stand in a node, by name.
+
+    Raises:
+        InvalidNodeError: Where a value cannot be an attribute's.
+    """
+    protos = {}
+    for attribute, value in zip(spec.ATTRIBUTES, (begin_norm_axis, use_affine, epsilon, use_stats), strict=True):
+        kind = type(attribute.default)
+        try:
+            converted = kind(value)
+            if kind is int and converted != value:
+                raise ValueError("not an integer")
+            protos[attribute.name] = helper.make_attribute(attribute.name, converted)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidNodeError(
+                f"{spec.OP_TYPE}: attribute {attribute.name!r} is {value!r}; it must be "
+                f"{'an integer of 64 bits' if kind is int else 'a number'}."
+            ) from error
+    return protos
 
 
 def make_node(
@@ -414,6 +427,12 @@ def make_node(
     inputs = [input_forward, output_delta, gamma, beta, mean, variance]
     if outputs is None:
         outputs = spec.OUTPUT_NAMES if use_affine else spec.OUTPUT_NAMES[:1]
+    named = [output for output in outputs if output]
+    if isinstance(outputs, str) or len(set(named)) < len(named):
+        raise InvalidNodeError(
+            f"{describe(name, ())}: outputs is {outputs!r}; it must be a list of different names, '' where one is not "
+            "wanted."
+        )
     attributes = attribute_protos(begin_norm_axis, use_affine, epsilon, use_stats)
     parse(
         describe(name, outputs),
@@ -455,6 +474,8 @@ def gradient_nodes(
             f"{label}: the gradient of a LayerNormalization node of the default domain was asked for, "
             f"and this is {forward.domain or 'ai.onnx'}::{forward.op_type} (pass the LayerNormalization node)."
         )
+    if len(forward.input) < 2:
+        raise InvalidNodeError(f"{label}: input 1 'Scale' is missing; the gradient needs it (connect it).")
     names = list(forward.output) + [""] * (3 - len(forward.output))
     for index, output in ((1, "Mean"), (2, "InvStdDev")):
         if not names[index]:

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from lnbp_onnx import spec
-from lnbp_onnx.inference import infer, subgraphs_of
+from lnbp_onnx.inference import infer, known, subgraphs_of
 from lnbp_onnx.node import BackpropNode, TensorInfo, describe, parse
 
 OPERATOR_ID = (spec.DOMAIN, spec.OP_TYPE, "")
@@ -78,7 +78,7 @@ def parse_node(node: ir.Node, infos: Mapping[ir.Value, TensorInfo]) -> BackpropN
     return parse(
         describe(node.name or "", [output.name or "" for output in node.outputs]),
         {attribute.name: _attribute_proto(attribute) for attribute in node.attributes.values()},
-        [None if value is None else infos[value] for value in node.inputs],
+        [None if value is None else known(value, infos) for value in node.inputs],
         [output.name != "" for output in node.outputs],
     )
 

@@ -5,7 +5,7 @@ import importlib.metadata
 import math
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
@@ -19,6 +19,7 @@ from lnbp_onnx.errors import KernelError
 from lnbp_onnx.kernels import native
 from lnbp_onnx.node import BackpropNode
 from lnbp_onnx.operators import Operator, find_operators, scopes
+from lnbp_onnx.protos import model_nodes
 from lnbp_onnx.session import IN_HOST_MEMORY
 from lnbp_onnx.specialise import specialise_functions
 from lnbp_onnx.verify import Comparison
@@ -74,17 +75,8 @@ def _type_name(parsed: BackpropNode, variable: str) -> str | None:
 
 def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
     """Count the nodes of a model by operator, those of subgraphs and functions included."""
-    counts = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in _nodes(model))
+    counts = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model_nodes(model))
     return dict(sorted(counts.items()))
-
-
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    stack = [model.graph.node, *(function.node for function in model.functions)]
-    while stack:
-        for node in stack.pop():
-            yield node
-            for attribute in node.attribute:
-                stack += [graph.node for graph in (attribute.g, *attribute.graphs)]
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:

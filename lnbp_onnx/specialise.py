@@ -13,7 +13,7 @@ from collections.abc import Container, Mapping
 import onnx_ir as ir
 
 from lnbp_onnx.errors import InvalidModelError
-from lnbp_onnx.inference import declare, infer
+from lnbp_onnx.inference import declare, infer, known
 from lnbp_onnx.node import TensorInfo
 from lnbp_onnx.operators import OPERATOR_ID, is_operator
 
@@ -73,7 +73,7 @@ class _Specialiser:
             if identifier in self._active:
                 circle = " -> ".join(name for _, name, _ in (*self._active, identifier))
                 raise InvalidModelError(f"Functions call each other in a circle: {circle} (break the circle).")
-            operands = tuple(None if value is None else infos[value] for value in node.inputs)
+            operands = tuple(None if value is None else known(value, infos) for value in node.inputs)
             attributes = self._referenced(function, node)
             values = tuple((name, attribute and str(attribute.value)) for name, attribute in attributes.items())
             key = (identifier, operands, values)
@@ -104,9 +104,12 @@ class _Specialiser:
         """Add a copy of the function for one way of calling it; return its name."""
         copy = function.clone()
         copy.name = self._unused_name(function)
-        for value, info in zip(copy.inputs, operands, strict=False):
+        for value, info in itertools.zip_longest(copy.inputs, operands):
             if info is not None:
                 declare(value, info)
+                continue
+            for user, index in value.uses():
+                user.replace_input_with(index, None)
         for node in copy.all_nodes():
             if _depends_on_call(node, self._holders):
                 _resolve(node, attributes)

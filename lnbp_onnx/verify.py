@@ -2,20 +2,20 @@
 """Comparing two models by running both on the same random inputs."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError
-from lnbp_onnx.model_io import load_model
+from lnbp_onnx.model_io import has_external_data, load_model
+from lnbp_onnx.protos import graph_nodes, model_nodes
 from lnbp_onnx.runners import KernelRunner, PlainRunner, Runner, Tensors
 
 AnyModel: TypeAlias = ModelProto | ir.Model | str | Path
@@ -95,7 +95,10 @@ def compare(
 
     Raises:
         InvalidModelError: Where a model cannot be read or run, or the two do not have the same inputs and outputs.
+        ValueError: Where `runs` is less than 1.
     """
+    if runs < 1:
+        raise ValueError(f"runs is {runs}; it must be at least 1.")
     protos = [_proto(model) for model in (model_a, model_b)]
     _check_same_interface(*protos)
     runners = [_runner(model, proto) for model, proto in zip((model_a, model_b), protos, strict=True)]
@@ -120,13 +123,13 @@ def compare(
 
 def _proto(model: AnyModel) -> ModelProto:
     if isinstance(model, ir.Model):
-        return ir.to_proto(model)
+        return ir.to_proto(ir.external_data.load_to_model(model.clone()))
     return load_model(Path(model)) if isinstance(model, str | Path) else model
 
 
 def _runner(model: AnyModel, proto: ModelProto) -> Runner:
-    # By path, external data is found where it is and may be of any size.
-    source = Path(model) if isinstance(model, str | Path) else proto
+    # By path, external data is found where it is and may be of any size; runtimes read no other formats by path.
+    source = Path(model) if isinstance(model, str | Path) and has_external_data(proto) else proto
     return KernelRunner(source) if _needs_kernel(proto) else PlainRunner(source)
 
 
@@ -134,21 +137,7 @@ def _needs_kernel(proto: ModelProto) -> bool:
     """Return whether the model holds the operator and no function that stands for it."""
     if any((function.domain, function.name) == (spec.DOMAIN, spec.OP_TYPE) for function in proto.functions):
         return False
-    return any(node.domain == spec.DOMAIN for node in _nodes(proto))
-
-
-def _nodes(proto: ModelProto) -> Iterator[onnx.NodeProto]:
-    yield from _graph_nodes(proto.graph.node)
-    for function in proto.functions:
-        yield from _graph_nodes(function.node)
-
-
-def _graph_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _graph_nodes(graph.node)
+    return any(node.domain == spec.DOMAIN for node in model_nodes(proto))
 
 
 def _check_same_interface(a: ModelProto, b: ModelProto) -> None:
@@ -173,7 +162,7 @@ def _fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
 
 def _variance_inputs(graph: GraphProto) -> set[str]:
     """Return the graph inputs that a node uses as a variance."""
-    nodes = list(_graph_nodes(graph.node))
+    nodes = list(graph_nodes(graph.node))
     producers = {output: node for node in nodes for output in node.output}
     position = spec.INPUT_NAMES.index("variance")
     found = set()

@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from strategies import problems
 
 import lnbp_onnx
-from lnbp_onnx.runners import PlainRunner, ReferenceRunner
+from lnbp_onnx.runners import KernelRunner, PlainRunner, ReferenceRunner
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ENCODER = EXAMPLES / "torch_encoder_training_lnbp.onnx"
@@ -76,11 +76,13 @@ def assert_standard(model: ModelProto) -> None:
     onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
 
 
-def assert_same_results(model: ModelProto, feeds: dict[str, Any]) -> ModelProto:
-    """Decompose and compare the model in the evaluator with the result in ONNX Runtime."""
+def assert_same_results(
+    model: ModelProto, feeds: dict[str, Any], original: type[ReferenceRunner | KernelRunner] = ReferenceRunner
+) -> ModelProto:
+    """Decompose and compare the model, run in the evaluator unless said, with the result in plain ONNX Runtime."""
     result = lnbp_onnx.decompose(model)
     assert_standard(result)
-    expected = ReferenceRunner(model).run(feeds)
+    expected = original(model).run(feeds)
     found = PlainRunner(result).run(feeds)
     assert expected.keys() == found.keys()
     for name, array in expected.items():
@@ -260,6 +262,88 @@ def test_functions_that_call_each_other_are_refused() -> None:
     call = helper.make_node("G", ["x", "dy", "g"], ["u", "w"], domain="my")
     model.functions[0].node.append(call)
     with pytest.raises(lnbp_onnx.InvalidModelError, match="circle: G -> F -> G"):
+        lnbp_onnx.decompose(model)
+
+
+def test_function_called_without_an_optional_input() -> None:
+    """What the caller omits is omitted in the function's body."""
+    node = lnbp_onnx.make_node("x", "dy", gamma="g", beta="b", use_stats=False, outputs=["dx", "dg", "db"], name="op")
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("lnbp", 1)]
+    function = helper.make_function("my", "F", ["x", "dy", "g", "b"], ["dx", "dg", "db"], [node], opsets)
+    calls = [
+        helper.make_node("F", ["x", "dy", "g", ""], ["dx0", "dg0", "db0"], domain="my"),
+        helper.make_node("F", ["x", "dy", "g"], ["dx1", "dg1", "db1"], domain="my"),
+        helper.make_node("F", ["x", "dy", "g", "b"], ["dx2", "dg2", "db2"], domain="my"),
+    ]
+    shapes = {"x": [4, 6], "dy": [4, 6], "g": [6], "b": [1]}
+    outputs = {f"dx{i}": (FLOAT, [4, 6]) for i in range(3)} | {f"dg{i}": (FLOAT, [6]) for i in range(3)}
+    outputs |= {f"db{i}": (FLOAT, [1 if i == 2 else 6]) for i in range(3)}
+    inputs = {name: (FLOAT, shape) for name, shape in shapes.items()}
+    assert_same_results(make_model(calls, inputs, outputs, functions=[function], domains=["my"]), draw(**shapes))
+
+
+@pytest.mark.parametrize(("function_opset", "model_opset", "written"), [(13, 18, 18), (13, 17, 17), (18, 17, 17)])
+def test_function_of_another_opset(function_opset: int, model_opset: int, written: int) -> None:
+    """The checker and ONNX Runtime want the model's version, which is the same to the function's other nodes."""
+    opsets = [helper.make_opsetid("", function_opset), helper.make_opsetid("lnbp", 1)]
+    nodes = [operator("x", "dy", "g", ["dx", ""]), helper.make_node("Neg", ["dx"], ["minus"])]
+    function = helper.make_function("my", "F", ["x", "dy", "g"], ["minus"], nodes, opsets)
+    shapes = {"x": [4, 6], "dy": [4, 6], "g": [6]}
+    model = make_model(
+        [helper.make_node("F", list(shapes), ["y"], domain="my")],
+        {name: (FLOAT, shape) for name, shape in shapes.items()},
+        {"y": (FLOAT, [4, 6])},
+        functions=[function],
+        domains=["my"],
+        opset=model_opset,
+    )
+    onnx.checker.check_model(model, full_check=True)
+    # The evaluator needs the function inlined, which onnx_ir does only where the versions are equal.
+    result = assert_same_results(model, draw(**shapes), KernelRunner)
+    assert [(opset.domain, opset.version) for opset in result.functions[0].opset_import] == [("", written)]
+
+
+def test_many_ways_to_call_a_function_take_linear_time() -> None:
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("lnbp", 1)]
+    function = helper.make_function("my", "F", ["x", "dy", "g"], ["dx"], [operator("x", "dy", "g", ["dx"])], opsets)
+    seconds = {}
+    for count in (50, 200):
+        calls, inputs, outputs = [], {}, {}
+        for i in range(count):
+            calls.append(helper.make_node("F", [f"x{i}", f"dy{i}", f"g{i}"], [f"dx{i}"], domain="my"))
+            inputs |= {f"x{i}": (FLOAT, [4, i + 1]), f"dy{i}": (FLOAT, [4, i + 1]), f"g{i}": (FLOAT, [i + 1])}
+            outputs[f"dx{i}"] = (FLOAT, [4, i + 1])
+        model = make_model(calls, inputs, outputs, functions=[function], domains=["my"])
+        start = time.process_time()
+        assert len(lnbp_onnx.decompose(model).functions) == count
+        seconds[count] = time.process_time() - start
+    assert seconds[200] < 8 * seconds[50]
+
+
+def test_operands_that_come_from_nowhere() -> None:
+    """A sparse initializer, which onnx_ir has no object for, and a dangling name."""
+    shapes = {"x": [4, 6], "dy": [4, 6]}
+    model = make_model(
+        [operator("x", "dy", "gamma", ["dx", "dg"], name="op")],
+        {name: (FLOAT, shape) for name, shape in shapes.items()},
+        {"dx": (FLOAT, [4, 6]), "dg": (FLOAT, [6])},
+    )
+    for _ in range(2):
+        with pytest.raises(lnbp_onnx.InvalidNodeError, match="'op': the element type of gamma is not known"):
+            lnbp_onnx.decompose(model)
+        model.graph.sparse_initializer.append(sparse("gamma"))
+
+
+def test_training_info_with_the_operator_is_refused() -> None:
+    model = onnx.load(ENCODER)
+    model.training_info.add().algorithm.node.append(operator("x", "dy", "g", ["dx"]))
+    with pytest.raises(lnbp_onnx.InvalidModelError, match="training_info holds nodes of domain 'lnbp'"):
+        lnbp_onnx.decompose(model)
+
+
+@pytest.mark.parametrize("model", ["m.onnx", b"", None])
+def test_what_is_no_model(model: Any) -> None:
+    with pytest.raises(lnbp_onnx.InvalidModelError, match=r"must be an onnx\.ModelProto or an onnx_ir\.Model"):
         lnbp_onnx.decompose(model)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
@@ -265,3 +266,43 @@ def test_large_model_needs_little_memory(tmp_path: Path) -> None:
     after = (tmp_path / "weights.bin").stat()
     assert (after.st_mtime_ns, after.st_size, after.st_ino) == (stat.st_mtime_ns, stat.st_size, stat.st_ino)
     assert locations(tmp_path / "m.decomposed.onnx") == locations(path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("length", "abc"), ("offset", "-5")])
+def test_external_data_of_no_range(tmp_path: Path, key: str, value: str) -> None:
+    path = tmp_path / "m.onnx"
+    tensor = external("gamma", [64], "gamma.bin", 0, 256)
+    next(entry for entry in tensor.external_data if entry.key == key).value = value
+    path.write_bytes(weighted_model(tensor).SerializeToString())
+    run = command("decompose", path)
+    assert run.returncode == 2
+    assert f"tensor 'gamma' has {key} '{value}'" in run.stderr
+
+
+def test_data_file_with_several_links(model_path: Path, tmp_path: Path) -> None:
+    """onnx_ir refuses to read it: a sentence, and nothing left behind."""
+    os.link(model_path.with_name("weights.bin"), tmp_path / "link.bin")
+    other = tmp_path / "other"
+    other.mkdir()
+    run = command("decompose", model_path, other / "m.onnx")
+    assert run.returncode == 2
+    assert run.stderr.startswith("Error: ")
+    assert "Traceback" not in run.stderr
+    assert list(other.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["pipe", "n" * 300])
+def test_targets_that_are_no_files(model_path: Path, tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    if name == "pipe":
+        os.mkfifo(target)
+    run = command("decompose", model_path, target)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    if name == "pipe":
+        assert target.is_fifo()
+
+
+def test_compare_takes_onnx_ir_models_with_external_data(model_path: Path) -> None:
+    model = ir.load(model_path)
+    assert lnbp_onnx.compare(model, lnbp_onnx.decompose(model)).ok

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Making nodes."""
 
+import re
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -73,3 +76,30 @@ def test_nodes_pass_the_checker() -> None:
     context = onnx.checker.DEFAULT_CONTEXT
     context.opset_imports = {"": 17, "lnbp": 1}
     onnx.checker.check_node(lnbp_onnx.make_node("x", "dy", use_affine=False, use_stats=False), context)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"outputs": "dx"}, "outputs is 'dx'; it must be a list of different names"),
+        ({"outputs": ["a", "a"]}, "it must be a list of different names"),
+        ({"begin_norm_axis": None}, "attribute 'begin_norm_axis' is None; it must be an integer"),
+        ({"begin_norm_axis": 1.5}, "attribute 'begin_norm_axis' is 1.5; it must be an integer"),
+        ({"begin_norm_axis": 2**70}, "it must be an integer of 64 bits"),
+        ({"epsilon": "small"}, "attribute 'epsilon' is 'small'; it must be a number"),
+    ],
+)
+def test_arguments_that_no_node_can_have(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(lnbp_onnx.InvalidNodeError, match=re.escape(message)):
+        lnbp_onnx.make_node("x", "dy", gamma="g", mean="m", variance="v", **arguments)
+
+
+def test_gradient_of_a_forward_node_without_scale() -> None:
+    forward = helper.make_node("LayerNormalization", ["x"], ["y", "mu", "rstd"], name="ln")
+    with pytest.raises(lnbp_onnx.InvalidNodeError, match="'ln': input 1 'Scale' is missing"):
+        lnbp_onnx.gradient_nodes(forward, "dy")
+
+
+def test_compare_needs_a_run() -> None:
+    with pytest.raises(ValueError, match="runs is 0"):
+        lnbp_onnx.compare(onnx.ModelProto(), onnx.ModelProto(), runs=0)

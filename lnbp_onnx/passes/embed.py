@@ -76,7 +76,7 @@ class EmbedPass(ir.passes.InPlacePass):
         if not any(operators for _, operators in found):
             return EmbedResult(model, modified or former is not None, (), ())
 
-        opset = import_default_domain(model.opset_imports, model)
+        opset = import_default_domain(model.graph, model)
         configuration, served, others = _share(found, opset)
         function = _function(configuration, served[0].parsed.description, opset)
         for scope, operators in others:
