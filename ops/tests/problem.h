@@ -17,6 +17,7 @@
 
 #include "broadcast.h"
 #include "element_types.h"
+#include "isa.h"
 #include "kernel.h"
 
 namespace lnbp::test {
@@ -41,6 +42,7 @@ struct Problem {
   std::size_t misalignment = 0;  // in elements, of every buffer
   double mean = 0;               // of input_forward
   float epsilon = 1e-5f;
+  Isa isa = BestIsa();
 
   std::string Describe() const {
     const auto number = [](auto value) {
@@ -51,7 +53,8 @@ struct Problem {
            number(norm_size) + "layout " + number(layout) + "affine " +
            number(use_affine) + "stats " + number(use_stats) + "wants " +
            number(wants_gamma_delta) + number(wants_beta_delta) + "in place " +
-           number(in_place) + "misalignment " + number(misalignment);
+           number(in_place) + "misalignment " + number(misalignment) + "isa " +
+           number(isa);
   }
 };
 
@@ -304,6 +307,7 @@ inline Outputs RunKernel(const Problem& problem, const Data& data,
                          problem.misalignment),
                   KernelResult::kOk};
   Arguments arguments;
+  arguments.isa = problem.isa;
   arguments.type = problem.type;
   arguments.parameter_type = problem.parameter_type;
   arguments.statistics_type = problem.statistics_type;
