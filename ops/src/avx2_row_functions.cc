@@ -10,7 +10,7 @@ namespace {
 
 template <typename T>
 constexpr RowFunctions<ComputeType<T>> kFunctions =
-    SimdRowFunctions<T, avx2::Elements<T>, avx2::kSharingRows>::Table();
+    SimdRowFunctions<T, avx2::Elements<T>>::Table();
 
 }  // namespace
 

@@ -10,7 +10,7 @@ namespace {
 
 template <typename T>
 constexpr RowFunctions<ComputeType<T>> kFunctions =
-    SimdRowFunctions<T, avx512::Elements<T>, avx512::kSharingRows>::Table();
+    SimdRowFunctions<T, avx512::Elements<T>>::Table();
 
 }  // namespace
 

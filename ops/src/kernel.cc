@@ -125,6 +125,7 @@ class Backprop {
         pool_(pool),
         num_rows_(arguments.num_rows),
         norm_size_(arguments.norm_size),
+        inverse_norm_size_(1 / static_cast<double>(arguments.norm_size)),
         element_size_(SizeOf(arguments.type)),
         functions_(SelectRowFunctions<C>(arguments.type, arguments.isa)),
         gradients_{{arguments.parameter_type, arguments.gamma_broadcast,
@@ -245,7 +246,7 @@ class Backprop {
   }
 
   C Mean(double sum) const {
-    return static_cast<C>(sum / static_cast<double>(norm_size_));
+    return static_cast<C>(sum * inverse_norm_size_);
   }
 
   // Of the given statistics; without them, what leaves the elements as they
@@ -271,7 +272,7 @@ class Backprop {
       return {centre.mean, centre.residual, centre.scale, Mean(sums.g),
               Mean(sums.products)};
     }
-    const double rstd = Rstd(sums.squares / static_cast<double>(norm_size_));
+    const double rstd = Rstd(sums.squares * inverse_norm_size_);
     return {centre.mean, centre.residual, static_cast<C>(rstd), Mean(sums.g),
             Mean(sums.products * rstd)};
   }
@@ -457,6 +458,7 @@ class Backprop {
   ThreadPool& pool_;
   const std::size_t num_rows_;
   const std::size_t norm_size_;
+  const double inverse_norm_size_;
   const std::size_t element_size_;
   const RowFunctions<C>& functions_;
   ParameterGradient<C> gradients_[2];  // gamma's and beta's

@@ -304,9 +304,6 @@ struct Elements<Bfloat16> {
   }
 };
 
-// Rows that share what is read of gamma and of the parameter gradients' sums.
-inline constexpr std::size_t kSharingRows = 4;
-
 }  // namespace lnbp::avx2
 
 #endif  // LNBP_ONNX_SIMD_AVX2_H_
