@@ -38,6 +38,7 @@ struct Arguments {
   Broadcast beta_broadcast;   // of beta_delta
 
   Isa isa = DefaultIsa();  // at most BestIsa()
+  std::size_t cache_bytes = LastLevelCacheBytes();  // 0: not known
 };
 
 enum class KernelResult { kOk, kOutOfMemory, kThreadPoolFailed };

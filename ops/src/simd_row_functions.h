@@ -3,10 +3,10 @@
 // The loops over elements for any instruction set: `Elements` is that of
 // simd_avx2.h or simd_avx512.h for the type of the tensors.
 //
-// Each function takes its rows four at a time, which share what is read of
-// gamma and whose sums over lanes are made together, and goes over the columns
-// a vector at a time; what is left of the columns makes one vector more, of
-// which only the First are there.
+// Each function takes its rows four at a time, so that they share what is read
+// of gamma and the lanes of their sums are added up together. It goes over the
+// columns a vector at a time; what is left of the columns makes one vector
+// more, of which only the First are there.
 
 #ifndef LNBP_ONNX_SIMD_ROW_FUNCTIONS_H_
 #define LNBP_ONNX_SIMD_ROW_FUNCTIONS_H_
@@ -32,11 +32,6 @@ class SimdRowFunctions {
 
  private:
   static constexpr std::size_t kLine = 64;
-  // Rows to which `apply` writes in turns: at 65536 x 64 four take 0.9 x the
-  // time of one, at 8192 x 1024 1.15 x, with AVX2 1.4 x. In half types the
-  // conversions count for more than the order of the stores.
-  static constexpr std::size_t kMaxColumnsInTurns =
-      sizeof(T) == 2 ? kMaxTileColumns : 128;
 
   // ---- sum_input
 
@@ -191,7 +186,7 @@ class SimdRowFunctions {
                                      const RowFactors<C>* factors,
                                      const C* gamma, const Output<C>& to) {
     std::size_t row = 0;
-    if (tile.num_columns <= kMaxColumnsInTurns) {
+    if (SharesColumns(tile, to)) {
       for (; row + 4 <= tile.num_rows; row += 4) {
         ApplyTo<kHasStatistics, kHasSums, 4>(tile, row, factors + row, gamma,
                                              to);
@@ -200,6 +195,19 @@ class SimdRowFunctions {
     for (; row < tile.num_rows; ++row) {
       ApplyTo<kHasStatistics, kHasSums, 1>(tile, row, factors + row, gamma, to);
     }
+  }
+
+  // Whether `apply` writes to four rows in turns. They share gamma and the sums
+  // then (1.1 x at 65536 x 64), but stores past the cache want one row after
+  // the other: 1.15 x at 8192 x 1024, with AVX2 1.4 x. For half types the
+  // permutations that are shared count for more, for long rows the sums that do
+  // not stay in the first cache.
+  static LNBP_INLINE bool SharesColumns(const Tile& tile,
+                                        const Output<C>& to) {
+    // Their lines would begin at different columns.
+    if (to.past_cache && tile.row_stride * sizeof(T) % kLine != 0) return false;
+    return sizeof(T) == 2 || tile.row_stride <= 128 ||
+           tile.row_stride > kMaxTileColumns;
   }
 
   template <std::size_t kRows>
@@ -231,8 +239,7 @@ class SimdRowFunctions {
     }
     std::size_t i = 0;
     if (to.past_cache) {
-      // A store past the cache takes a whole line.
-      const std::size_t head = ColumnsToLine(rows.dx[0], tile.num_columns);
+      const std::size_t head = ColumnsToBoundary(rows.dx[0], tile.num_columns);
       if (head != 0) {
         ApplyAt<kHasStatistics, kHasSums, false>(rows, tile, gamma, to, 0,
                                                  First{head});
@@ -307,10 +314,13 @@ class SimdRowFunctions {
     return Columns::Keep(v, part);
   }
 
-  static LNBP_INLINE std::size_t ColumnsToLine(const T* row,
-                                               std::size_t num_columns) {
-    const std::size_t past = reinterpret_cast<std::uintptr_t>(row) % kLine;
-    const std::size_t columns = (kLine - past) % kLine / sizeof(T);
+  // Up to where stores past the cache may begin; less than a vector.
+  static LNBP_INLINE std::size_t ColumnsToBoundary(const T* row,
+                                                   std::size_t num_columns) {
+    constexpr std::size_t kBytes = Vector::kSize * sizeof(T);
+    constexpr std::size_t kBoundary = kBytes < kLine ? kBytes : kLine;
+    const std::size_t past = reinterpret_cast<std::uintptr_t>(row) % kBoundary;
+    const std::size_t columns = (kBoundary - past) % kBoundary / sizeof(T);
     return columns < num_columns ? columns : num_columns;
   }
 

@@ -27,6 +27,15 @@ using Reals = std::vector<long double>;
 // How gamma lies over norm = [norm_size / 2, 2], or [norm_size].
 enum class Layout { kIdentity, kScalar, kAlongFirst, kAlongLast };
 
+// Those that this machine has.
+inline std::vector<Isa> AvailableIsas() {
+  std::vector<Isa> isas;
+  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+    if (isa <= BestIsa()) isas.push_back(isa);
+  }
+  return isas;
+}
+
 struct Problem {
   ElementType type = ElementType::kFloat;
   ElementType parameter_type = ElementType::kFloat;
@@ -43,6 +52,7 @@ struct Problem {
   double mean = 0;               // of input_forward
   float epsilon = 1e-5f;
   Isa isa = BestIsa();
+  std::size_t cache_bytes = LastLevelCacheBytes();
 
   std::string Describe() const {
     const auto number = [](auto value) {
@@ -308,6 +318,7 @@ inline Outputs RunKernel(const Problem& problem, const Data& data,
                   KernelResult::kOk};
   Arguments arguments;
   arguments.isa = problem.isa;
+  arguments.cache_bytes = problem.cache_bytes;
   arguments.type = problem.type;
   arguments.parameter_type = problem.parameter_type;
   arguments.statistics_type = problem.statistics_type;
