@@ -194,19 +194,20 @@ bool Benchmark(const Type& type, const Shape& shape) {
     BenchmarkThreadPool pool(num_threads);
     std::vector<Candidate> candidates;
     const auto add_triad = [&](const char* name, TriadFunction triad) {
-      candidates.push_back({name, [&, triad] {
-        // As many tasks as the kernel has at most.
-        const std::size_t count = bytes / 4;
-        const std::size_t task = (count + 63) / 64 / 16 * 16 + 16;
-        ParallelFor(pool, (count + task - 1) / task,
-                    [&](std::size_t i) noexcept {
-                      const std::size_t begin = i * task;
-                      triad(static_cast<const std::uint32_t*>(x.data()) + begin,
-                            static_cast<const std::uint32_t*>(dy.data()) + begin,
-                            static_cast<std::uint32_t*>(dx.data()) + begin,
-                            std::min(task, count - begin));
-                    });
-      }});
+      candidates.push_back(
+          {name, [&, triad] {
+             // As many tasks as the kernel has at most.
+             const std::size_t count = bytes / 4;
+             const std::size_t task = (count + 63) / 64 / 16 * 16 + 16;
+             ParallelFor(
+                 pool, (count + task - 1) / task, [&](std::size_t i) noexcept {
+                   const std::size_t begin = i * task;
+                   triad(static_cast<const std::uint32_t*>(x.data()) + begin,
+                         static_cast<const std::uint32_t*>(dy.data()) + begin,
+                         static_cast<std::uint32_t*>(dx.data()) + begin,
+                         std::min(task, count - begin));
+                 });
+           }});
     };
     add_triad("plain", Triad);
 #ifdef LNBP_HAS_SSE2
@@ -240,13 +241,12 @@ bool Benchmark(const Type& type, const Shape& shape) {
                             }});
     }
     Measure(candidates);
-    const auto limit =
-        std::min_element(candidates.begin(),
-                         candidates.begin() +
-                             static_cast<std::ptrdiff_t>(num_triads),
-                         [](const Candidate& a, const Candidate& b) {
-                           return a.Min() < b.Min();
-                         });
+    const auto limit = std::min_element(
+        candidates.begin(),
+        candidates.begin() + static_cast<std::ptrdiff_t>(num_triads),
+        [](const Candidate& a, const Candidate& b) {
+          return a.Min() < b.Min();
+        });
     std::printf("%-8s %6zux%-6zu %zu  limit %8.3f (%s)", type.name,
                 shape.num_rows, shape.norm_size, num_threads, limit->Min(),
                 limit->name.c_str());
@@ -268,8 +268,7 @@ int Main(const std::vector<std::string>& names) {
       return std::find(names.begin(), names.end(), name_of(other)) !=
              names.end();
     };
-    const bool any =
-        std::any_of(std::begin(all), std::end(all), matches);
+    const bool any = std::any_of(std::begin(all), std::end(all), matches);
     return !any || std::find(names.begin(), names.end(), name) != names.end();
   };
   const auto name_of_type = [](const Type& type) {

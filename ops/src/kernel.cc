@@ -218,7 +218,8 @@ class Backprop {
     return {
         static_cast<const unsigned char*>(arguments_.input_forward) + offset,
         static_cast<const unsigned char*>(arguments_.output_delta) + offset,
-        norm_size_, rows,
+        norm_size_,
+        rows,
         std::min(kMaxTileColumns, norm_size_ - tile * kMaxTileColumns),
         plan_.rows_ahead};
   }
@@ -229,9 +230,9 @@ class Backprop {
 
   Output<C> OutputAt(std::size_t row, std::size_t tile, C* gamma_sums,
                      C* beta_sums) const {
-    return {static_cast<unsigned char*>(arguments_.input_delta) +
-                Offset(row, tile),
-            gamma_sums, beta_sums, past_cache_};
+    return {
+        static_cast<unsigned char*>(arguments_.input_delta) + Offset(row, tile),
+        gamma_sums, beta_sums, past_cache_};
   }
 
   // Whether input_delta would only drive out of the last-level cache what is
@@ -248,9 +249,7 @@ class Backprop {
     return 1 / std::sqrt(variance + static_cast<double>(arguments_.epsilon));
   }
 
-  C Mean(double sum) const {
-    return static_cast<C>(sum * inverse_norm_size_);
-  }
+  C Mean(double sum) const { return static_cast<C>(sum * inverse_norm_size_); }
 
   // Of the given statistics; without them, what leaves the elements as they
   // are.

@@ -37,7 +37,7 @@ struct Arguments {
   Broadcast gamma_broadcast;  // of gamma and gamma_delta
   Broadcast beta_broadcast;   // of beta_delta
 
-  Isa isa = DefaultIsa();  // at most BestIsa()
+  Isa isa = DefaultIsa();                           // at most BestIsa()
   std::size_t cache_bytes = LastLevelCacheBytes();  // 0: not known
 };
 

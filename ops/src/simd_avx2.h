@@ -91,9 +91,8 @@ LNBP_INLINE void SumLanes(const Doubles* vectors, double* sums) {
                                     _mm256_unpackhi_pd(v[0], v[1]));
   const __m256d v23 = _mm256_add_pd(_mm256_unpacklo_pd(v[2], v[3]),
                                     _mm256_unpackhi_pd(v[2], v[3]));
-  _mm256_storeu_pd(sums,
-                   _mm256_add_pd(_mm256_permute2f128_pd(v01, v23, 0x20),
-                                 _mm256_permute2f128_pd(v01, v23, 0x31)));
+  _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_permute2f128_pd(v01, v23, 0x20),
+                                       _mm256_permute2f128_pd(v01, v23, 0x31)));
 }
 
 // How the elements of a type are read, as vectors of the compute type, and
@@ -297,7 +296,8 @@ struct Elements<Bfloat16> {
                             last);
   }
   static LNBP_INLINE __m256i KeepNan(__m256 v, __m256i rounded) {
-    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i is_nan =
+        _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
     const __m256i quiet =
         _mm256_or_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x400000));
     return _mm256_blendv_epi8(rounded, quiet, is_nan);

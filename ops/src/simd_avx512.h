@@ -119,9 +119,9 @@ struct Elements<float> {
   }
   static LNBP_INLINE Floats Load(const float* from, First part) {
     const __mmask32 mask = Mask(part);
-    return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from),
-            _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16),
-                                  from + 16)};
+    return {
+        _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from),
+        _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), from + 16)};
   }
   static LNBP_INLINE void Store(float* to, Floats v, Whole) {
     _mm512_storeu_ps(to, v.a);
@@ -159,9 +159,8 @@ struct Elements<double> {
   }
   static LNBP_INLINE Doubles Load(const double* from, First part) {
     const __mmask32 mask = Mask(part);
-    return {
-        _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from),
-        _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask >> 8), from + 8)};
+    return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from),
+            _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask >> 8), from + 8)};
   }
   static LNBP_INLINE void Store(double* to, Doubles v, Whole) {
     _mm512_storeu_pd(to, v.a);
@@ -261,10 +260,10 @@ struct EvenOdd {
   }
   static LNBP_INLINE Floats Keep(Floats v, First part) {
     const auto count = static_cast<std::ptrdiff_t>(part.count);
-    return {_mm512_maskz_mov_ps(
-                static_cast<__mmask16>(FirstBits((count + 1) / 2)), v.a),
-            _mm512_maskz_mov_ps(static_cast<__mmask16>(FirstBits(count / 2)),
-                                v.b)};
+    return {
+        _mm512_maskz_mov_ps(static_cast<__mmask16>(FirstBits((count + 1) / 2)),
+                            v.a),
+        _mm512_maskz_mov_ps(static_cast<__mmask16>(FirstBits(count / 2)), v.b)};
   }
 };
 
@@ -311,9 +310,9 @@ struct Elements<Bfloat16> {
                             last);
   }
   static LNBP_INLINE __m512i KeepNan(__m512 v, __m512i rounded) {
-    return _mm512_mask_or_epi32(
-        rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q),
-        _mm512_castps_si512(v), _mm512_set1_epi32(0x400000));
+    return _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q),
+                                _mm512_castps_si512(v),
+                                _mm512_set1_epi32(0x400000));
   }
 };
 

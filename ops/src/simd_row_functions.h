@@ -123,8 +123,8 @@ class SimdRowFunctions {
       rows.x[r] = Row(tile.input_forward, tile, row + r);
       rows.dy[r] = Row(tile.output_delta, tile, row + r);
       rows.mean[r] = Vector::Of(centres[r].mean);
-      rows.residual_or_scale[r] = Vector::Of(
-          kHasStatistics ? centres[r].scale : centres[r].residual);
+      rows.residual_or_scale[r] =
+          Vector::Of(kHasStatistics ? centres[r].scale : centres[r].residual);
     }
     std::size_t i = 0;
     for (; i + Vector::kSize <= tile.num_columns; i += Vector::kSize) {
@@ -149,12 +149,11 @@ class SimdRowFunctions {
                                       std::size_t i, Part part) {
     const Vector scale = Columns::Load(gamma + i, part);
     for (std::size_t r = 0; r < kRows; ++r) {
-      const Vector centred =
-          Elements::Load(rows.x[r] + i, part) - rows.mean[r];
-      const Vector d = Keep(kHasStatistics
-                                ? centred * rows.residual_or_scale[r]
-                                : centred - rows.residual_or_scale[r],
-                            part);
+      const Vector centred = Elements::Load(rows.x[r] + i, part) - rows.mean[r];
+      const Vector d =
+          Keep(kHasStatistics ? centred * rows.residual_or_scale[r]
+                              : centred - rows.residual_or_scale[r],
+               part);
       const Vector g = Elements::Load(rows.dy[r] + i, part) * scale;
       if constexpr (!kHasStatistics) {
         rows.squares[r] = MulAdd(d, d, rows.squares[r]);
@@ -202,8 +201,7 @@ class SimdRowFunctions {
   // the other: 1.15 x at 8192 x 1024, with AVX2 1.4 x. For half types the
   // permutations that are shared count for more, for long rows the sums, which
   // do not stay in the first cache.
-  static LNBP_INLINE bool SharesColumns(const Tile& tile,
-                                        const Output<C>& to) {
+  static LNBP_INLINE bool SharesColumns(const Tile& tile, const Output<C>& to) {
     if (!to.past_cache) return true;
     // Their lines would begin at different columns.
     if (tile.row_stride * sizeof(T) % kLine != 0) return false;
@@ -231,7 +229,8 @@ class SimdRowFunctions {
     for (std::size_t r = 0; r < kRows; ++r) {
       rows.x[r] = Row(tile.input_forward, tile, row + r);
       rows.dy[r] = Row(tile.output_delta, tile, row + r);
-      rows.dx[r] = static_cast<T*>(to.input_delta) + (row + r) * tile.row_stride;
+      rows.dx[r] =
+          static_cast<T*>(to.input_delta) + (row + r) * tile.row_stride;
       rows.mean[r] = Vector::Of(factors[r].mean);
       rows.residual[r] = Vector::Of(factors[r].residual);
       rows.rstd[r] = Vector::Of(factors[r].rstd);
