@@ -302,9 +302,11 @@ void TestLargeMean() {
         problem.type = problem.parameter_type = problem.statistics_type = type;
         problem.num_rows = num_rows;
         problem.norm_size = norm_size;
-        problem.use_stats = false;
         problem.mean = 1e4;
-        CheckProblem(problem);
+        for (const bool use_stats : {true, false}) {
+          problem.use_stats = use_stats;
+          CheckProblem(problem);
+        }
       }
     }
   }
