@@ -15,8 +15,11 @@
 namespace lnbp {
 namespace {
 
-// Columns of a task that adds up the parameter gradients of all blocks.
+// Columns over which the sums of all blocks are added up at a time.
 constexpr std::size_t kFoldColumns = 256;
+// What is worth handing to another thread: the sums of 6 blocks at 128 x 768
+// are not, by 2 us of 24.
+constexpr std::size_t kMinFoldElements = 16 * 1024;
 
 template <typename C>
 void LoadElements(ElementType type, const void* from, std::size_t begin,
@@ -56,10 +59,11 @@ class ParameterGradient {
 
   bool is_wanted() const { return output_ != nullptr; }
 
-  void AddTo(Scratch& scratch, std::size_t norm_size, std::size_t num_blocks) {
-    if (!is_wanted()) return;
-    tile_sums_ = scratch.Add<C>(norm_size, num_blocks);
-    block_sums_ = scratch.Add<double>(norm_size, num_blocks);
+  void AddTo(Scratch& scratch, std::size_t norm_size, const Plan& plan) {
+    tile_sums_ = scratch.Add<C>(norm_size, plan.num_blocks);
+    if (plan.has_many_tiles()) {
+      block_sums_ = scratch.Add<double>(norm_size, plan.num_blocks);
+    }
     AddTotalsTo(scratch, norm_size);
   }
 
@@ -72,7 +76,6 @@ class ParameterGradient {
   // The sums over the rows of a tile, and over the rows of a block.
   C* TileSums(const Scratch& scratch, std::size_t norm_size,
               std::size_t block) const {
-    if (!is_wanted()) return nullptr;
     return scratch.Get<C>(tile_sums_) + block * norm_size;
   }
   double* BlockSums(const Scratch& scratch, std::size_t norm_size,
@@ -124,8 +127,9 @@ class Backprop {
         pool_(pool),
         num_rows_(arguments.num_rows),
         norm_size_(arguments.norm_size),
+        inverse_norm_size_(1 / static_cast<double>(arguments.norm_size)),
         element_size_(SizeOf(arguments.type)),
-        functions_(SelectRowFunctions<C>(arguments.type)),
+        functions_(SelectRowFunctions<C>(arguments.type, arguments.isa)),
         gradients_{{arguments.parameter_type, arguments.gamma_broadcast,
                     arguments.gamma_delta},
                    {arguments.parameter_type, arguments.beta_broadcast,
@@ -137,6 +141,7 @@ class Backprop {
       return KernelResult::kOk;
     }
     plan_ = MakePlan(num_rows_, norm_size_, element_size_);
+    past_cache_ = IsPastCache();
     const std::size_t num_sums = plan_.num_tiles * num_rows_;
     if (needs_gamma_row()) gamma_row_ = scratch_.Add<C>(norm_size_);
     if (plan_.by_columns) {
@@ -146,8 +151,8 @@ class Backprop {
     for (auto& gradient : gradients_) {
       if (plan_.by_columns) {
         gradient.AddTotalsTo(scratch_, norm_size_);
-      } else {
-        gradient.AddTo(scratch_, norm_size_, plan_.num_blocks);
+      } else if (wants_sums()) {
+        gradient.AddTo(scratch_, norm_size_, plan_);
       }
     }
     if (!scratch_.Allocate()) return KernelResult::kOutOfMemory;
@@ -164,13 +169,20 @@ class Backprop {
  private:
   bool has_statistics() const { return arguments_.mean != nullptr; }
 
+  // The sums of both gradients, or of neither: it takes no time to speak of to
+  // add up one that is not wanted.
+  bool wants_sums() const {
+    return gradients_[0].is_wanted() || gradients_[1].is_wanted();
+  }
+
+  // Whether the kernel keeps an array of gamma as the row functions read it.
   bool needs_gamma_row() const {
     const bool is_compute_type =
         WithElementType(arguments_.parameter_type, [](auto* null) {
           return std::is_same_v<std::remove_pointer_t<decltype(null)>, C>;
         });
-    return arguments_.gamma != nullptr &&
-           !(is_compute_type && arguments_.gamma_broadcast.is_identity());
+    return arguments_.gamma == nullptr || !is_compute_type ||
+           !arguments_.gamma_broadcast.is_identity();
   }
 
   void PrepareGamma() {
@@ -178,6 +190,10 @@ class Backprop {
     if (!needs_gamma_row()) return;
     C* row = scratch_.Get<C>(gamma_row_);
     gamma_ = row;
+    if (arguments_.gamma == nullptr) {
+      std::fill_n(row, norm_size_, C{1});
+      return;
+    }
     if (arguments_.gamma_broadcast.is_identity()) {
       LoadElements(arguments_.parameter_type, arguments_.gamma, 0, norm_size_,
                    row);
@@ -202,26 +218,38 @@ class Backprop {
     return {
         static_cast<const unsigned char*>(arguments_.input_forward) + offset,
         static_cast<const unsigned char*>(arguments_.output_delta) + offset,
-        norm_size_, rows,
-        std::min(kMaxTileColumns, norm_size_ - tile * kMaxTileColumns)};
+        norm_size_,
+        rows,
+        std::min(kMaxTileColumns, norm_size_ - tile * kMaxTileColumns),
+        plan_.rows_ahead};
   }
 
   const C* GammaAt(std::size_t tile) const {
-    return gamma_ == nullptr ? nullptr : gamma_ + tile * kMaxTileColumns;
+    return gamma_ + tile * kMaxTileColumns;
   }
 
-  void* InputDeltaAt(std::size_t row, std::size_t tile) const {
-    return static_cast<unsigned char*>(arguments_.input_delta) +
-           Offset(row, tile);
+  Output<C> OutputAt(std::size_t row, std::size_t tile, C* gamma_sums,
+                     C* beta_sums) const {
+    return {
+        static_cast<unsigned char*>(arguments_.input_delta) + Offset(row, tile),
+        gamma_sums, beta_sums, past_cache_};
+  }
+
+  // Whether input_delta would only drive out of the last-level cache what is
+  // still to be read: 1.5 x at 8192 x 1024. In place its lines are there
+  // already.
+  bool IsPastCache() const {
+    const std::size_t row_bytes = 3 * norm_size_ * element_size_;
+    return arguments_.cache_bytes != 0 &&
+           num_rows_ > arguments_.cache_bytes / 4 * 3 / row_bytes &&
+           arguments_.input_delta != arguments_.output_delta;
   }
 
   double Rstd(double variance) const {
     return 1 / std::sqrt(variance + static_cast<double>(arguments_.epsilon));
   }
 
-  C Mean(double sum) const {
-    return static_cast<C>(sum / static_cast<double>(norm_size_));
-  }
+  C Mean(double sum) const { return static_cast<C>(sum * inverse_norm_size_); }
 
   // Of the given statistics; without them, what leaves the elements as they
   // are.
@@ -246,7 +274,7 @@ class Backprop {
       return {centre.mean, centre.residual, centre.scale, Mean(sums.g),
               Mean(sums.products)};
     }
-    const double rstd = Rstd(sums.squares / static_cast<double>(norm_size_));
+    const double rstd = Rstd(sums.squares * inverse_norm_size_);
     return {centre.mean, centre.residual, static_cast<C>(rstd), Mean(sums.g),
             Mean(sums.products * rstd)};
   }
@@ -256,35 +284,42 @@ class Backprop {
                      [this](std::size_t block) noexcept { RunBlock(block); })) {
       return false;
     }
-    if (!gradients_[0].is_wanted() && !gradients_[1].is_wanted()) return true;
-    return ParallelFor(pool_, (norm_size_ + kFoldColumns - 1) / kFoldColumns,
-                       [this](std::size_t i) noexcept {
-                         for (const auto& gradient : gradients_) {
-                           if (gradient.is_wanted()) {
-                             FoldBlocks(gradient, i * kFoldColumns);
-                           }
-                         }
-                       });
+    if (!wants_sums()) return true;
+    const std::size_t num_tasks =
+        1 + plan_.num_blocks * norm_size_ / kMinFoldElements;
+    return ParallelFor(
+        pool_, num_tasks, [this, num_tasks](std::size_t task) noexcept {
+          for (std::size_t begin = task * kFoldColumns; begin < norm_size_;
+               begin += num_tasks * kFoldColumns) {
+            for (const auto& gradient : gradients_) {
+              if (gradient.is_wanted()) FoldBlocks(gradient, begin);
+            }
+          }
+        });
   }
 
   void RunBlock(std::size_t block) const {
     const std::size_t begin = block * plan_.block_rows;
     const std::size_t end = std::min(begin + plan_.block_rows, num_rows_);
-    C* gamma_sums = gradients_[0].TileSums(scratch_, norm_size_, block);
-    C* beta_sums = gradients_[1].TileSums(scratch_, norm_size_, block);
+    C* sums[2] = {};
+    if (wants_sums()) {
+      for (std::size_t i = 0; i < 2; ++i) {
+        sums[i] = gradients_[i].TileSums(scratch_, norm_size_, block);
+      }
+    }
     for (std::size_t tile_begin = begin; tile_begin < end;
          tile_begin += kMaxTileRows) {
       const std::size_t tile_end = std::min(tile_begin + kMaxTileRows, end);
-      for (C* sums : {gamma_sums, beta_sums}) {
-        if (sums != nullptr) std::fill_n(sums, norm_size_, C{0});
+      for (C* sum : sums) {
+        if (sum != nullptr) std::fill_n(sum, norm_size_, C{0});
       }
       for (std::size_t row = tile_begin; row < tile_end;
            row += plan_.group_rows) {
-        RunGroup(row, std::min(plan_.group_rows, tile_end - row), gamma_sums,
-                 beta_sums);
+        RunGroup(row, std::min(plan_.group_rows, tile_end - row), sums[0],
+                 sums[1]);
       }
       for (const auto& gradient : gradients_) {
-        if (gradient.is_wanted()) {
+        if (gradient.is_wanted() && plan_.has_many_tiles()) {
           FoldTile(gradient, block, tile_begin == begin);
         }
       }
@@ -298,10 +333,12 @@ class Backprop {
     if (!has_statistics()) {
       for (C Centre<C>::* const part :
            {&Centre<C>::mean, &Centre<C>::residual}) {
+        C means[kMaxTileRows];
+        for (std::size_t i = 0; i < rows; ++i) means[i] = centres[i].mean;
         double totals[kMaxTileRows] = {};
         double sums[kMaxTileRows];
         for (std::size_t tile = 0; tile < plan_.num_tiles; ++tile) {
-          functions_.sum_input(TileAt(row, rows, tile), centres, sums);
+          functions_.sum_input(TileAt(row, rows, tile), means, sums);
           for (std::size_t i = 0; i < rows; ++i) totals[i] += sums[i];
         }
         for (std::size_t i = 0; i < rows; ++i) {
@@ -313,7 +350,7 @@ class Backprop {
     RowSums sums[kMaxTileRows];
     for (std::size_t tile = 0; tile < plan_.num_tiles; ++tile) {
       functions_.sum_products(TileAt(row, rows, tile), centres, GammaAt(tile),
-                              !has_statistics(), sums);
+                              has_statistics(), sums);
       for (std::size_t i = 0; i < rows; ++i) AddTo(totals[i], sums[i]);
     }
     RowFactors<C> factors[kMaxTileRows];
@@ -322,10 +359,11 @@ class Backprop {
     }
     for (std::size_t tile = 0; tile < plan_.num_tiles; ++tile) {
       const std::size_t column = tile * kMaxTileColumns;
-      functions_.apply(TileAt(row, rows, tile), factors, GammaAt(tile),
-                       InputDeltaAt(row, tile),
-                       gamma_sums == nullptr ? nullptr : gamma_sums + column,
-                       beta_sums == nullptr ? nullptr : beta_sums + column);
+      functions_.apply(
+          TileAt(row, rows, tile), factors, GammaAt(tile), has_statistics(),
+          OutputAt(row, tile,
+                   gamma_sums == nullptr ? nullptr : gamma_sums + column,
+                   beta_sums == nullptr ? nullptr : beta_sums + column));
     }
   }
 
@@ -343,10 +381,17 @@ class Backprop {
                   std::size_t begin) const {
     const std::size_t count = std::min(kFoldColumns, norm_size_ - begin);
     double totals[kFoldColumns] = {};
+    const auto add = [&totals, count](const auto* sums) {
+      for (std::size_t i = 0; i < count; ++i) {
+        totals[i] += static_cast<double>(sums[i]);
+      }
+    };
     for (std::size_t block = 0; block < plan_.num_blocks; ++block) {
-      const double* sums =
-          gradient.BlockSums(scratch_, norm_size_, block) + begin;
-      for (std::size_t i = 0; i < count; ++i) totals[i] += sums[i];
+      if (plan_.has_many_tiles()) {
+        add(gradient.BlockSums(scratch_, norm_size_, block) + begin);
+      } else {
+        add(gradient.TileSums(scratch_, norm_size_, block) + begin);
+      }
     }
     gradient.StoreColumns(scratch_, totals, begin, count);
   }
@@ -358,11 +403,12 @@ class Backprop {
       double* sums = scratch_.Get<double>(column_sums_);
       for (C Centre<C>::* const part :
            {&Centre<C>::mean, &Centre<C>::residual}) {
+        C means[kMaxTileRows];
+        for (std::size_t i = 0; i < num_rows_; ++i) means[i] = centres[i].mean;
         if (!ParallelFor(pool_, plan_.num_tiles,
-                         [this, &centres, sums](std::size_t tile) noexcept {
+                         [this, &means, sums](std::size_t tile) noexcept {
                            functions_.sum_input(TileAt(0, num_rows_, tile),
-                                                centres,
-                                                sums + tile * num_rows_);
+                                                means, sums + tile * num_rows_);
                          })) {
           return false;
         }
@@ -380,7 +426,7 @@ class Backprop {
                      [this, &centres, products](std::size_t tile) noexcept {
                        functions_.sum_products(
                            TileAt(0, num_rows_, tile), centres, GammaAt(tile),
-                           !has_statistics(), products + tile * num_rows_);
+                           has_statistics(), products + tile * num_rows_);
                      })) {
       return false;
     }
@@ -401,9 +447,9 @@ class Backprop {
   void ApplyToColumns(std::size_t tile, const RowFactors<C>* factors) const {
     C sums[2][kMaxTileColumns] = {};
     const Tile columns = TileAt(0, num_rows_, tile);
-    functions_.apply(columns, factors, GammaAt(tile), InputDeltaAt(0, tile),
-                     gradients_[0].is_wanted() ? sums[0] : nullptr,
-                     gradients_[1].is_wanted() ? sums[1] : nullptr);
+    functions_.apply(columns, factors, GammaAt(tile), has_statistics(),
+                     OutputAt(0, tile, wants_sums() ? sums[0] : nullptr,
+                              wants_sums() ? sums[1] : nullptr));
     double totals[kMaxTileColumns];
     for (std::size_t i = 0; i < 2; ++i) {
       if (!gradients_[i].is_wanted()) continue;
@@ -417,10 +463,12 @@ class Backprop {
   ThreadPool& pool_;
   const std::size_t num_rows_;
   const std::size_t norm_size_;
+  const double inverse_norm_size_;
   const std::size_t element_size_;
   const RowFunctions<C>& functions_;
   ParameterGradient<C> gradients_[2];  // gamma's and beta's
   Plan plan_{};
+  bool past_cache_ = false;
   Scratch scratch_;
   Scratch::Piece gamma_row_;
   Scratch::Piece column_sums_;

@@ -10,6 +10,7 @@
 
 #include "broadcast.h"
 #include "element_types.h"
+#include "isa.h"
 #include "thread_pool.h"
 
 namespace lnbp {
@@ -35,6 +36,9 @@ struct Arguments {
 
   Broadcast gamma_broadcast;  // of gamma and gamma_delta
   Broadcast beta_broadcast;   // of beta_delta
+
+  Isa isa = DefaultIsa();                           // at most BestIsa()
+  std::size_t cache_bytes = LastLevelCacheBytes();  // 0: not known
 };
 
 enum class KernelResult { kOk, kOutOfMemory, kThreadPoolFailed };

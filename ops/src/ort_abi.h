@@ -34,6 +34,8 @@ namespace lnbp::ort {
 inline constexpr std::uint32_t kApiVersion = 17;
 // The first version whose runtimes ask for GetMayInplace.
 inline constexpr std::uint32_t kMayInplaceVersion = 18;
+// The first version that hands out a shape without copying it to the heap.
+inline constexpr std::uint32_t kShapeReferenceVersion = 24;
 
 enum ErrorCode : int {
   kFail = 1,
@@ -163,6 +165,11 @@ struct Api {
   OrtStatus*(LNBP_ORT_CALL* KernelContext_ParallelFor)(
       const OrtKernelContext* context, void (*function)(void*, std::size_t),
       std::size_t total, std::size_t num_batches, void* data);
+  Unused<275, 413> unused_275;
+  // 414, API 24: only there for a caller that asked for kShapeReferenceVersion
+  OrtStatus*(LNBP_ORT_CALL* GetTensorElementTypeAndShapeDataReference)(
+      const OrtValue* value, TensorElementType* type, const std::int64_t** dims,
+      std::size_t* count);
 };
 
 struct ApiBase {

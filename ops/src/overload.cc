@@ -4,6 +4,7 @@
 
 #include "overload.h"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <limits>
@@ -51,8 +52,31 @@ struct Tensor {
   Shape shape;
 };
 
-Tensor GetInput(const NodeKernel& kernel, const OrtKernelContext* context,
-                std::size_t index) {
+// Each reads a shape, of which only the rank where that is above kMaxRank.
+void ReferShape(const ort::Api& api, const OrtValue* value, Shape& shape) {
+  ort::TensorElementType type;
+  const std::int64_t* dims = nullptr;
+  ThrowOnError(api.GetTensorElementTypeAndShapeDataReference(
+      value, &type, &dims, &shape.rank));
+  if (shape.rank <= kMaxRank) {
+    std::copy_n(dims, shape.rank, shape.dims.data());
+  }
+}
+
+// Five calls with an allocation.
+void CopyShape(const ort::Api& api, const OrtValue* value, Shape& shape) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  ThrowOnError(api.GetTensorTypeAndShape(value, &info));
+  OrtStatus* status = api.GetDimensionsCount(info, &shape.rank);
+  if (status == nullptr && shape.rank <= kMaxRank) {
+    status = api.GetDimensions(info, shape.dims.data(), shape.rank);
+  }
+  api.ReleaseTensorTypeAndShapeInfo(info);
+  ThrowOnError(status);
+}
+
+void GetInput(const NodeKernel& kernel, const OrtKernelContext* context,
+              std::size_t index, Tensor& tensor) {
   const ort::Api& api = kernel.api;
   const OrtValue* value = nullptr;
   ThrowOnError(api.KernelContext_GetInput(context, index, &value));
@@ -60,18 +84,12 @@ Tensor GetInput(const NodeKernel& kernel, const OrtKernelContext* context,
     throw InvalidNode(kernel.node.label + ": input '" +
                       spec::kInputNames[index] + "' has no value.");
   }
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  ThrowOnError(api.GetTensorTypeAndShape(value, &info));
-  Tensor tensor;
-  OrtStatus* status = api.GetDimensionsCount(info, &tensor.shape.rank);
-  const bool fits = tensor.shape.rank <= kMaxRank;
-  if (status == nullptr && fits) {
-    status =
-        api.GetDimensions(info, tensor.shape.dims.data(), tensor.shape.rank);
+  if (kernel.overload.version >= ort::kShapeReferenceVersion) {
+    ReferShape(api, value, tensor.shape);
+  } else {
+    CopyShape(api, value, tensor.shape);
   }
-  api.ReleaseTensorTypeAndShapeInfo(info);
-  ThrowOnError(status);
-  if (!fits) {
+  if (tensor.shape.rank > kMaxRank) {
     throw InvalidNode(kernel.node.label + ": input '" +
                       spec::kInputNames[index] + "' has rank " +
                       std::to_string(tensor.shape.rank) + "; at most " +
@@ -81,7 +99,6 @@ Tensor GetInput(const NodeKernel& kernel, const OrtKernelContext* context,
   // signature would let us write.
   ThrowOnError(
       api.GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
-  return tensor;
 }
 
 void* GetOutput(const NodeKernel& kernel, OrtKernelContext* context,
@@ -102,7 +119,7 @@ void Compute(const NodeKernel& kernel, OrtKernelContext* context) {
   InputShapes shapes{};
   for (std::size_t i = 0; i < spec::kNumInputs; ++i) {
     if (!node.is_used[i]) continue;
-    inputs[i] = GetInput(kernel, context, i);
+    GetInput(kernel, context, i, inputs[i]);
     shapes[i] = &inputs[i].shape;
   }
   const Geometry geometry =

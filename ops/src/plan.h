@@ -9,6 +9,8 @@
 
 #include <cstddef>
 
+#include "row_functions.h"
+
 namespace lnbp {
 
 struct Plan {
@@ -21,8 +23,13 @@ struct Plan {
   // By rows: rows that are read for their sums and, while they are in the
   // cache, read again for input_delta.
   std::size_t group_rows;
+  // What Tile has of that name.
+  std::size_t rows_ahead;
   // Tiles of kMaxTileColumns columns; the last one may have fewer.
   std::size_t num_tiles;
+
+  // Whether the rows of a task are more than one sum may run over.
+  bool has_many_tiles() const { return block_rows > kMaxTileRows; }
 };
 
 Plan MakePlan(std::size_t num_rows, std::size_t norm_size,

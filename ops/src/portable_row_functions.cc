@@ -77,18 +77,15 @@ template <typename T>
 struct Portable {
   using C = ComputeType<T>;
 
-  static void SumInput(const Tile& tile, const Centre<C>* centres,
-                       double* sums) {
+  static void SumInput(const Tile& tile, const C* means, double* sums) {
     C d[kStage];
     for (std::size_t row = 0; row < tile.num_rows; ++row) {
       const T* input_forward =
           static_cast<const T*>(tile.input_forward) + row * tile.row_stride;
-      const Centre<C> centre = centres[row];
       LaneSum<C> sum;
       for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
         const std::size_t count = std::min(kStage, tile.num_columns - i);
-        LoadCentred(input_forward + i, count, centre.mean, centre.residual,
-                    centre.scale, d);
+        LoadCentred(input_forward + i, count, means[row], C{0}, C{1}, d);
         sum.Add(d, count);
       }
       sums[row] = sum.Total();
@@ -96,7 +93,7 @@ struct Portable {
   }
 
   static void SumProducts(const Tile& tile, const Centre<C>* centres,
-                          const C* gamma, bool with_squares, RowSums* sums) {
+                          const C* gamma, bool has_statistics, RowSums* sums) {
     C d[kStage];
     C g[kStage];
     for (std::size_t row = 0; row < tile.num_rows; ++row) {
@@ -113,8 +110,8 @@ struct Portable {
         LoadCentred(input_forward + i, count, centre.mean, centre.residual,
                     centre.scale, d);
         Load(output_delta + i, count, g);
-        if (gamma != nullptr) MultiplyBy(gamma + i, count, g);
-        if (with_squares) squares.AddProducts(d, d, count);
+        MultiplyBy(gamma + i, count, g);
+        if (!has_statistics) squares.AddProducts(d, d, count);
         g_sum.Add(g, count);
         products.AddProducts(g, d, count);
       }
@@ -123,8 +120,7 @@ struct Portable {
   }
 
   static void Apply(const Tile& tile, const RowFactors<C>* factors,
-                    const C* gamma, void* input_delta, C* gamma_sums,
-                    C* beta_sums) {
+                    const C* gamma, bool, const Output<C>& to) {
     C xhat[kStage];
     C g[kStage];
     for (std::size_t row = 0; row < tile.num_rows; ++row) {
@@ -132,22 +128,20 @@ struct Portable {
           static_cast<const T*>(tile.input_forward) + row * tile.row_stride;
       const T* output_delta =
           static_cast<const T*>(tile.output_delta) + row * tile.row_stride;
-      T* result = static_cast<T*>(input_delta) + row * tile.row_stride;
+      T* result = static_cast<T*>(to.input_delta) + row * tile.row_stride;
       const RowFactors<C> factor = factors[row];
       for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
         const std::size_t count = std::min(kStage, tile.num_columns - i);
         LoadCentred(input_forward + i, count, factor.mean, factor.residual,
                     factor.rstd, xhat);
         Load(output_delta + i, count, g);
-        if (gamma_sums != nullptr) {
+        if (to.gamma_sums != nullptr) {
           for (std::size_t j = 0; j < count; ++j) {
-            gamma_sums[i + j] += g[j] * xhat[j];
+            to.gamma_sums[i + j] += g[j] * xhat[j];
           }
+          for (std::size_t j = 0; j < count; ++j) to.beta_sums[i + j] += g[j];
         }
-        if (beta_sums != nullptr) {
-          for (std::size_t j = 0; j < count; ++j) beta_sums[i + j] += g[j];
-        }
-        if (gamma != nullptr) MultiplyBy(gamma + i, count, g);
+        MultiplyBy(gamma + i, count, g);
         for (std::size_t j = 0; j < count; ++j) {
           // The two means first: they are small beside the largest g, and so
           // is the rounding of their sum.

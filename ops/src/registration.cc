@@ -61,6 +61,10 @@ class Overloads {
 };
 
 const Overloads& OverloadsFor(std::uint32_t version) {
+  if (version >= ort::kShapeReferenceVersion) {
+    static const Overloads overloads(ort::kShapeReferenceVersion);
+    return overloads;
+  }
   if (version >= ort::kMayInplaceVersion) {
     static const Overloads overloads(ort::kMayInplaceVersion);
     return overloads;

@@ -25,10 +25,14 @@ struct Tile {
   std::size_t row_stride;     // in elements
   std::size_t num_rows;
   std::size_t num_columns;
+  // How many rows further on the rows lie that are read next; 0: better not
+  // to ask for them early.
+  std::size_t rows_ahead;
 };
 
-// d = ((x - mean) - residual) * scale. The residual is the mean of x - mean: it
-// takes out what rounding the mean of a row left behind.
+// d = (x - mean) * scale where the statistics are given; (x - mean) - residual
+// where they are computed. The residual is the mean of x - mean: it takes out
+// what rounding the mean of a row left behind.
 template <typename C>
 struct Centre {
   C mean;
@@ -43,7 +47,8 @@ struct RowSums {
   double products;  // of g * d
 };
 
-// input_delta = rstd * (g - (mean_g + xhat * mean_products))
+// input_delta = rstd * (g - (mean_g + xhat * mean_products)),
+// xhat = ((x - mean) - residual) * rstd; the residual of given statistics is 0.
 template <typename C>
 struct RowFactors {
   C mean;
@@ -53,23 +58,29 @@ struct RowFactors {
   C mean_products;  // of g * xhat
 };
 
-// In each function gamma, gamma_sums and beta_sums point to the tile's first
-// column. gamma may be null, which stands for 1; so may the sums, which are
-// not wanted then.
+// Pointers to a tile's upper left element or first column.
+template <typename C>
+struct Output {
+  void* input_delta;  // may be output_delta
+  C* gamma_sums;      // of output_delta * xhat; null, as is beta_sums, where no
+                      // sums are wanted
+  C* beta_sums;       // of output_delta
+  bool past_cache;    // input_delta is better not kept in the cache
+};
+
+// In each function gamma points to the tile's first column.
 template <typename C>
 struct RowFunctions {
-  // sums[row] = sum of d
-  void (*sum_input)(const Tile& tile, const Centre<C>* centres, double* sums);
+  // sums[row] = sum of x - means[row]
+  void (*sum_input)(const Tile& tile, const C* means, double* sums);
 
-  // sums[row] = the sums, `squares` only if with_squares.
+  // sums[row] = the sums, `squares` only without statistics.
   void (*sum_products)(const Tile& tile, const Centre<C>* centres,
-                       const C* gamma, bool with_squares, RowSums* sums);
+                       const C* gamma, bool has_statistics, RowSums* sums);
 
-  // Writes the rectangle that begins at input_delta, which may be that of
-  // output_delta, and adds each row's output_delta * xhat to gamma_sums and
-  // its output_delta to beta_sums.
+  // Writes input_delta and adds to the sums.
   void (*apply)(const Tile& tile, const RowFactors<C>* factors, const C* gamma,
-                void* input_delta, C* gamma_sums, C* beta_sums);
+                bool has_statistics, const Output<C>& to);
 };
 
 }  // namespace lnbp

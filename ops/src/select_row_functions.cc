@@ -3,15 +3,27 @@
 #include "select_row_functions.h"
 
 #include "portable_row_functions.h"
+#ifdef LNBP_HAS_X86_SIMD
+#include "avx2_row_functions.h"
+#include "avx512_row_functions.h"
+#endif
 
 namespace lnbp {
 
 template <typename C>
-const RowFunctions<C>& SelectRowFunctions(ElementType type) {
-  return PortableRowFunctions<C>(type);
+const RowFunctions<C>& SelectRowFunctions(ElementType type, Isa isa) {
+  const RowFunctions<C>* functions = nullptr;
+#ifdef LNBP_HAS_X86_SIMD
+  if (isa == Isa::kAvx512) functions = Avx512RowFunctions<C>(type);
+  if (isa == Isa::kAvx2) functions = Avx2RowFunctions<C>(type);
+#else
+  static_cast<void>(isa);
+#endif
+  return functions == nullptr ? PortableRowFunctions<C>(type) : *functions;
 }
 
-template const RowFunctions<float>& SelectRowFunctions<float>(ElementType);
-template const RowFunctions<double>& SelectRowFunctions<double>(ElementType);
+template const RowFunctions<float>& SelectRowFunctions<float>(ElementType, Isa);
+template const RowFunctions<double>& SelectRowFunctions<double>(ElementType,
+                                                                Isa);
 
 }  // namespace lnbp

@@ -6,13 +6,15 @@
 #define LNBP_ONNX_SELECT_ROW_FUNCTIONS_H_
 
 #include "element_types.h"
+#include "isa.h"
 #include "row_functions.h"
 
 namespace lnbp {
 
-// The functions for tensors of `type`. `C` is the type that it is computed in.
+// The functions for tensors of `type` with instructions up to `isa`, which the
+// machine must have. `C` is the type that `type` is computed in.
 template <typename C>
-const RowFunctions<C>& SelectRowFunctions(ElementType type);
+const RowFunctions<C>& SelectRowFunctions(ElementType type, Isa isa);
 
 }  // namespace lnbp
 

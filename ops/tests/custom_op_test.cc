@@ -24,6 +24,7 @@ using ort::CustomOp;
 
 // Each has a domain of its own, as each runtime in a process has.
 Api api_1_17 = MakeApi();
+Api api_1_18 = MakeApi();
 Api api_1_31 = MakeApi();
 Api failing_api = MakeApi();
 
@@ -52,7 +53,13 @@ void TestRegistration() {
   const ApiBase base_1_31 =
       Base([] { return "1.31.1"; },
            [](std::uint32_t) -> const Api* { return &api_1_31; });
-  for (const ApiBase& base : {base_1_17, base_1_31}) {
+  const ApiBase base_1_18 =
+      Base([] { return "1.18.0"; },
+           [](std::uint32_t) -> const Api* { return &api_1_18; });
+  const ApiBase bases[] = {base_1_17, base_1_18, base_1_31};
+  constexpr std::uint32_t versions[] = {17, 18, 24};
+  for (std::size_t i = 0; i < 3; ++i) {
+    const ApiBase& base = bases[i];
     OrtSessionOptions first;
     OrtSessionOptions second;
     CHECK(Register(first, base) == nullptr);
@@ -63,15 +70,13 @@ void TestRegistration() {
     CHECK(domain.ops.size() == 45);
     std::set<std::vector<int>> signatures;
     for (const CustomOp* op : domain.ops) {
-      const bool may_inplace =
-          base.GetVersionString == base_1_31.GetVersionString;
-      CHECK(op->version == (may_inplace ? 18u : 17u));
-      CHECK((op->GetMayInplace != nullptr) == may_inplace);
+      CHECK(op->version == versions[i]);
+      CHECK((op->GetMayInplace != nullptr) == (versions[i] >= 18));
       CHECK(std::string(op->GetName(op)) == "LayerNormBackprop");
       CHECK(op->InferOutputShapeFn == nullptr);
       std::vector<int> signature;
-      for (std::size_t i = 0; i < op->GetInputTypeCount(op); ++i) {
-        signature.push_back(op->GetInputType(op, i));
+      for (std::size_t input = 0; input < op->GetInputTypeCount(op); ++input) {
+        signature.push_back(op->GetInputType(op, input));
       }
       CHECK(signature.size() == 6);
       CHECK(signature[1] == signature[0] && signature[3] == signature[2] &&
@@ -125,6 +130,16 @@ const CustomOp& FloatOp() {
   const OrtCustomOp* const* ops = LnbpGetCustomOps(&count);
   CHECK(count == 45);
   return *reinterpret_cast<const CustomOp*>(ops[0]);
+}
+
+// That of a runtime which hands out shapes without copying them.
+const CustomOp& NewFloatOp() {
+  const ApiBase base =
+      Base([] { return "1.31.1"; },
+           [](std::uint32_t) -> const Api* { return &api_1_31; });
+  OrtSessionOptions options;
+  CHECK(Register(options, base) == nullptr);
+  return *options.domains[0]->ops[0];
 }
 
 std::string CreationError(const OrtKernelInfo& info) {
@@ -244,9 +259,14 @@ struct Run {
   }
 
   std::string Error(const OrtKernelInfo& info) {
-    const CustomOp& op = FloatOp();
+    const std::string message = Error(info, FloatOp());
+    CHECK_IN(Error(info, NewFloatOp()) == message, message);
+    return message;
+  }
+
+  std::string Error(const OrtKernelInfo& info, const CustomOp& op) {
     void* kernel = nullptr;
-    CHECK(op.CreateKernelV2(&op, &api_1_17, &info, &kernel) == nullptr);
+    CHECK(op.CreateKernelV2(&op, &api_1_31, &info, &kernel) == nullptr);
     const std::string message = Take(op.KernelComputeV2(kernel, &context));
     op.KernelDestroy(kernel);
     return message;

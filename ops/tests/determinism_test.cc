@@ -17,8 +17,10 @@ struct Size {
   std::size_t norm_size;
 };
 
-void TestSize(Size size, ElementType type, bool use_stats, Layout layout) {
+void TestSize(Size size, ElementType type, bool use_stats, Layout layout,
+              Isa isa) {
   Problem problem;
+  problem.isa = isa;
   problem.type = problem.parameter_type = problem.statistics_type = type;
   problem.num_rows = size.num_rows;
   problem.norm_size = size.norm_size;
@@ -52,10 +54,12 @@ int main() {
   for (const lnbp::test::Size size : kSizes) {
     for (const ElementType type :
          {ElementType::kFloat, ElementType::kDouble, ElementType::kFloat16,
-          ElementType::kInt32}) {
+          ElementType::kBfloat16, ElementType::kInt32}) {
       for (const bool use_stats : {true, false}) {
         for (const Layout layout : {Layout::kIdentity, Layout::kScalar}) {
-          TestSize(size, type, use_stats, layout);
+          for (const lnbp::Isa isa : lnbp::test::AvailableIsas()) {
+            TestSize(size, type, use_stats, layout, isa);
+          }
         }
       }
     }

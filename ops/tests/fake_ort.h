@@ -184,6 +184,13 @@ inline ort::Api MakeApi() {
     *out = &type_info->tensor_info;
     return static_cast<OrtStatus*>(nullptr);
   };
+  api.GetTensorElementTypeAndShapeDataReference =
+      [](const OrtValue* value, ort::TensorElementType*,
+         const std::int64_t** dims, std::size_t* count) {
+        *dims = value->dims.data();
+        *count = value->dims.size();
+        return static_cast<OrtStatus*>(nullptr);
+      };
   api.ReleaseTypeInfo = [](OrtTypeInfo* type_info) {
     --num_infos;
     delete type_info;

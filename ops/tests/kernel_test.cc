@@ -67,11 +67,10 @@ void CheckClose(const Buffer& actual, ElementType type, const Reals& expected,
   }
 }
 
-void CheckProblem(const Problem& problem, std::size_t num_threads = 3) {
-  const Data data(problem);
-  TestThreadPool pool(num_threads);
+void CheckOutputs(const Problem& problem, const Data& data,
+                  const Expected& expected) {
+  TestThreadPool pool(3);
   const Outputs outputs = RunKernel(problem, data, pool);
-  const Expected expected = data.Compute();
   const std::string context = problem.Describe();
   const bool is_double = ComputesInDouble(problem.type);
   const long double input_error = is_double ? 1e-14L : 2e-6L;
@@ -92,6 +91,16 @@ void CheckProblem(const Problem& problem, std::size_t num_threads = 3) {
                context + "beta_delta ");
   } else {
     CHECK_IN(outputs.beta_delta.IsUntouched(), context);
+  }
+}
+
+// On every path.
+void CheckProblem(Problem problem) {
+  const Data data(problem);
+  const Expected expected = data.Compute();
+  for (const Isa isa : AvailableIsas()) {
+    problem.isa = isa;
+    CheckOutputs(problem, data, expected);
   }
 }
 
@@ -156,6 +165,46 @@ void TestLengths() {
           if (norm_size <= 3) problem.epsilon = 0.1f;
           CheckProblem(problem);
         }
+      }
+    }
+  }
+}
+
+// Every number of elements that can be left over, in every float type, from
+// aligned and misaligned rows.
+void TestTails() {
+  for (const ElementType type :
+       {ElementType::kFloat, ElementType::kDouble, ElementType::kFloat16,
+        ElementType::kBfloat16}) {
+    for (std::size_t norm_size = 4; norm_size <= 70; ++norm_size) {
+      Problem problem;
+      problem.type = problem.parameter_type = problem.statistics_type = type;
+      problem.num_rows = 7;
+      problem.norm_size = norm_size;
+      problem.use_stats = norm_size % 2 == 0;
+      problem.in_place = norm_size % 3 == 0;
+      problem.misalignment = norm_size % 5;
+      CheckProblem(problem);
+    }
+  }
+}
+
+// Tensors larger than the last-level cache, so that input_delta is stored past
+// it, in rows that begin anywhere on a line.
+void TestLargerThanCache() {
+  for (const ElementType type :
+       {ElementType::kFloat, ElementType::kDouble, ElementType::kFloat16,
+        ElementType::kBfloat16}) {
+    for (const std::size_t norm_size : std::vector<std::size_t>{67, 1024}) {
+      for (const bool in_place : {true, false}) {
+        Problem problem;
+        problem.type = problem.parameter_type = problem.statistics_type = type;
+        problem.num_rows = 70;
+        problem.norm_size = norm_size;
+        problem.in_place = in_place;
+        problem.misalignment = 1;
+        problem.cache_bytes = 1;
+        CheckProblem(problem);
       }
     }
   }
@@ -253,9 +302,11 @@ void TestLargeMean() {
         problem.type = problem.parameter_type = problem.statistics_type = type;
         problem.num_rows = num_rows;
         problem.norm_size = norm_size;
-        problem.use_stats = false;
         problem.mean = 1e4;
-        CheckProblem(problem);
+        for (const bool use_stats : {true, false}) {
+          problem.use_stats = use_stats;
+          CheckProblem(problem);
+        }
       }
     }
   }
@@ -293,7 +344,7 @@ std::vector<bool> Poisoned(const Buffer& buffer) {
   return poisoned;
 }
 
-void TestNan() {
+void TestNan(Isa isa) {
   constexpr std::size_t kRows = 3;
   constexpr std::size_t kRow = 1;
   const double poisons[] = {std::numeric_limits<double>::quiet_NaN(),
@@ -309,6 +360,7 @@ void TestNan() {
           problem.num_rows = kRows;
           problem.norm_size = norm_size;
           problem.use_stats = use_stats;
+          problem.isa = isa;
           const std::size_t column = norm_size - 2;
           const std::size_t position = kRow * norm_size + column;
           std::vector<bool> row(kRows * norm_size);
@@ -387,6 +439,8 @@ int main() {
   TestTypes();
   TestWantedOutputs();
   TestLengths();
+  TestTails();
+  TestLargerThanCache();
   TestRows();
   TestMisalignment();
   TestLayouts();
@@ -394,7 +448,7 @@ int main() {
   TestLargeMean();
   TestManyRows();
   TestEmpty();
-  TestNan();
+  for (const lnbp::Isa isa : AvailableIsas()) TestNan(isa);
   TestFailures();
   return Result();
 }

@@ -118,6 +118,9 @@ LNBP_CHECK_POSITION(233, KernelInfo_GetOutputName);
 LNBP_CHECK_POSITION(234, KernelInfo_GetInputTypeInfo);
 LNBP_CHECK_POSITION(244, KernelInfo_GetNodeName);
 LNBP_CHECK_POSITION(274, KernelContext_ParallelFor);
+#if ORT_API_VERSION >= 24
+LNBP_CHECK_POSITION(414, GetTensorElementTypeAndShapeDataReference);
+#endif
 
 LNBP_CHECK(ApiBase, OrtApiBase, GetVersionString);
 static_assert(offsetof(lnbp::ort::ApiBase, GetApi) ==

@@ -17,6 +17,7 @@
 
 #include "broadcast.h"
 #include "element_types.h"
+#include "isa.h"
 #include "kernel.h"
 
 namespace lnbp::test {
@@ -25,6 +26,15 @@ using Reals = std::vector<long double>;
 
 // How gamma lies over norm = [norm_size / 2, 2], or [norm_size].
 enum class Layout { kIdentity, kScalar, kAlongFirst, kAlongLast };
+
+// Those that this machine has.
+inline std::vector<Isa> AvailableIsas() {
+  std::vector<Isa> isas;
+  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+    if (isa <= BestIsa()) isas.push_back(isa);
+  }
+  return isas;
+}
 
 struct Problem {
   ElementType type = ElementType::kFloat;
@@ -41,6 +51,8 @@ struct Problem {
   std::size_t misalignment = 0;  // in elements, of every buffer
   double mean = 0;               // of input_forward
   float epsilon = 1e-5f;
+  Isa isa = BestIsa();
+  std::size_t cache_bytes = LastLevelCacheBytes();
 
   std::string Describe() const {
     const auto number = [](auto value) {
@@ -51,7 +63,8 @@ struct Problem {
            number(norm_size) + "layout " + number(layout) + "affine " +
            number(use_affine) + "stats " + number(use_stats) + "wants " +
            number(wants_gamma_delta) + number(wants_beta_delta) + "in place " +
-           number(in_place) + "misalignment " + number(misalignment);
+           number(in_place) + "misalignment " + number(misalignment) + "isa " +
+           number(isa);
   }
 };
 
@@ -304,6 +317,8 @@ inline Outputs RunKernel(const Problem& problem, const Data& data,
                          problem.misalignment),
                   KernelResult::kOk};
   Arguments arguments;
+  arguments.isa = problem.isa;
+  arguments.cache_bytes = problem.cache_bytes;
   arguments.type = problem.type;
   arguments.parameter_type = problem.parameter_type;
   arguments.statistics_type = problem.statistics_type;
