@@ -25,8 +25,8 @@ def apply(rewriting: ir.passes.InPlacePass, model: AnyModel) -> AnyModel:
     """Return `model` with a pass applied; the model itself is left as it was.
 
     Args:
-        rewriting: A pass that adds and removes nodes, functions and imports, pads a node's inputs, trims its omitted
-            outputs or adds attributes to it, and leaves the rest alone.
+        rewriting: A pass that adds and removes nodes, functions and imports, removes initializers, pads a node's
+            inputs, trims its omitted outputs or adds attributes to it, and leaves the rest alone.
         model: A ModelProto, whose external data is not looked at, or an ``onnx_ir.Model``.
     """
     if isinstance(model, ir.Model):
@@ -100,6 +100,10 @@ def _canonical(domain: str) -> str:
 
 def _write_graph(graph: ir.Graph, proto: GraphOrFunction, origins: dict[ir.Node, onnx.NodeProto]) -> None:
     """Make the nodes of `proto` those of `graph`; a node that was read from it is kept as it was read."""
+    if isinstance(proto, onnx.GraphProto):
+        for index in reversed(range(len(proto.initializer))):
+            if proto.initializer[index].name not in graph.initializers:
+                del proto.initializer[index]
     nodes = [origins.get(node) for node in graph]
     for node, node_proto in zip(graph, nodes, strict=True):
         if node_proto is not None:
