@@ -53,6 +53,9 @@ def apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) -> 
     proto.ir_version = model.ir_version or proto.ir_version
     _write_imports(model.opset_imports, proto)
     _write_graph(model.graph, proto.graph, origins)
+    if not proto.training_info:
+        # The graphs of a training_info may use the initializers.
+        _remove_initializers(model.graph, proto.graph, origins)
     result = onnx.ModelProto()
     for function in model.functions.values():
         function_proto = functions.get(function)
@@ -100,10 +103,6 @@ def _canonical(domain: str) -> str:
 
 def _write_graph(graph: ir.Graph, proto: GraphOrFunction, origins: dict[ir.Node, onnx.NodeProto]) -> None:
     """Make the nodes of `proto` those of `graph`; a node that was read from it is kept as it was read."""
-    if isinstance(proto, onnx.GraphProto):
-        for index in reversed(range(len(proto.initializer))):
-            if proto.initializer[index].name not in graph.initializers:
-                del proto.initializer[index]
     nodes = [origins.get(node) for node in graph]
     for node, node_proto in zip(graph, nodes, strict=True):
         if node_proto is not None:
@@ -132,6 +131,17 @@ def _write_graph(graph: ir.Graph, proto: GraphOrFunction, origins: dict[ir.Node,
     proto.ClearField("node")
     proto.ClearField("value_info")
     proto.MergeFrom(result)
+
+
+def _remove_initializers(graph: ir.Graph, proto: onnx.GraphProto, origins: dict[ir.Node, onnx.NodeProto]) -> None:
+    """Remove from `proto` the initializers that `graph` does not have any more, subgraphs included."""
+    for index in reversed(range(len(proto.initializer))):
+        if proto.initializer[index].name not in graph.initializers:
+            del proto.initializer[index]
+    for node in graph:
+        if node in origins:
+            for subgraph, subgraph_proto in _subgraph_pairs(node, origins[node]):
+                _remove_initializers(subgraph, subgraph_proto, origins)
 
 
 def _write_node(node: ir.Node, proto: onnx.NodeProto) -> None:

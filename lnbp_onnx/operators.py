@@ -62,7 +62,9 @@ def find_operators(scope: Scope, functions: Iterable[ir.Function]) -> list[Opera
     Raises:
         InvalidNodeError: Where one of them is refused by the specification.
     """
-    found = [(node, place) for graph, place in graphs_of(scope.graph, scope.place) for node in graph if is_operator(node)]
+    found = [
+        (node, place) for graph, place in graphs_of(scope.graph, scope.place) for node in graph if is_operator(node)
+    ]
     if not found:
         return []
     infos = infer(scope.graph, functions, scope.opset_imports)

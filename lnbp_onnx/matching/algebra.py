@@ -201,7 +201,7 @@ def _product(a: Monomial, b: Monomial) -> Polynomial:
         if isinstance(each, Base) and exponent > 0 and exponent.denominator == 1
     ]
     product: Polynomial = {
-        frozenset((item for item in exponents.items() if item[1] and item not in whole)): Fraction(1),
+        frozenset(item for item in exponents.items() if item[1] and item not in whole): Fraction(1),
     }
     for base, exponent in whole:
         assert isinstance(base, Base)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from lnbp_onnx.matching.algebra import (
     NotExpressibleError,
+    Polynomial,
     add,
     constant,
     constant_value,
@@ -37,6 +38,8 @@ Known: TypeAlias = Tensor | Lengths
 _LARGEST_CONSTANT = 1 << 24
 _LONGEST_VECTOR = 64
 _DEEPEST_CONSTANT = 16
+
+_REAL_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 Infos: TypeAlias = Mapping[ir.Value, TensorInfo]
 
@@ -181,20 +184,20 @@ class _Call:
 
 
 def _from_tensor(tensor: ir.TensorProtocol) -> Known | None:
-    shape = tuple(int(dim) for dim in tensor.shape)
+    shape = tuple(tensor.shape.numpy())
     size = math.prod(shape)
-    if size == 0 or size > _LARGEST_CONSTANT:
+    if size == 0 or size > _LARGEST_CONSTANT or isinstance(tensor, ir.ExternalTensor):
         is_empty_vector = tensor.dtype == ir.DataType.INT64 and shape == (0,)
         return Lengths(()) if is_empty_vector else None
     if tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32):
         if len(shape) > 1 or size > _LONGEST_VECTOR:
             return None
         return Lengths(tuple(map(int, tensor.numpy().reshape(-1))), is_scalar=not shape)
-    if not tensor.dtype.is_floating_point():
+    if tensor.dtype not in _REAL_TYPES:
         return None
     array = tensor.numpy().reshape(-1)
     first = array[0]
-    if not math.isfinite(float(first)) or not bool((array == first).all()):
+    if not math.isfinite(float(first)) or array[-1] != first or not bool((array == first).all()):
         return None
     bits = 53 if tensor.dtype == ir.DataType.DOUBLE else 24
     return Tensor(constant(_rational(float(first), bits)), tuple(map(axis_of, shape)))
@@ -225,11 +228,11 @@ def _cast(call: _Call) -> Known:
     if isinstance(argument, Lengths):
         if target in (ir.DataType.INT64, ir.DataType.INT32):
             return argument
-        if not target.is_floating_point() or len(argument.values) != 1:
+        if target not in _REAL_TYPES or len(argument.values) != 1:
             raise NotExpressibleError
         return Tensor(lengths_product(argument.values), () if argument.is_scalar else ((),))
     tensor = call.tensor(0)
-    if target.is_floating_point():
+    if target in _REAL_TYPES:
         return tensor
     if not target.is_integer():
         raise NotExpressibleError
@@ -244,7 +247,7 @@ def _require_real(call: _Call) -> None:
             raise NotExpressibleError
 
 
-def _combine(operation: Callable[..., dict]) -> Callable[[_Call], Known]:  # type: ignore[type-arg]
+def _combine(operation: Callable[[Polynomial, Polynomial], Polynomial]) -> Callable[[_Call], Known]:
     def rule(call: _Call) -> Known:
         _require_real(call)
         a, b = call.tensor(0), call.tensor(1)

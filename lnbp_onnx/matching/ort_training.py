@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidNodeError
-from lnbp_onnx.node import TensorInfo, attribute_protos
 from lnbp_onnx.matching.substitute import take_over
+from lnbp_onnx.node import TensorInfo, attribute_protos
 
 DOMAIN = "com.microsoft"
 OP_TYPES = ("LayerNormalizationGrad", "InvertibleLayerNormalizationGrad")
@@ -65,7 +65,7 @@ class _Importer:
             spec.DOMAIN,
             spec.OP_TYPE,
             [x, dy, gamma, None, mean, variance],
-            [ir.from_proto(proto) for proto in attribute_protos(axis, True, 0.0, True).values()],
+            [ir.serde.deserialize_attribute(proto) for proto in attribute_protos(axis, True, 0.0, True).values()],
             outputs=outputs,
             name=self._node.name or self._unique_name(f"{self._label}/{spec.OP_TYPE}"),
         )

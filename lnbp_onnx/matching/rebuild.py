@@ -56,32 +56,42 @@ def is_rstd(node: ir.Node) -> bool:
     return _is(node, "Reciprocal") and _is(_source(node, 0), "Sqrt")
 
 
-def _look_up(
-    inputs: list[ir.Value | None], axis: int, epsilon: float, infos: Infos, opset: int
-) -> Gradient | None:
+def _look_up(inputs: list[ir.Value | None], axis: int, epsilon: float, infos: Infos, opset: int) -> Gradient | None:
     x, dy, gamma, _, mean, variance = inputs
     assert x is not None
     assert dy is not None
-    found = _Lookup(inputs, axis, epsilon, infos, opset).outputs()
+    lookup = _Lookup(inputs, axis, epsilon, infos, opset)
+    found = lookup.outputs()
     if found is None or not found[0]:
         return None
     if gamma is not None and not found[2]:
         for beta in _shaped_like(dy):
-            again = _Lookup([x, dy, gamma, beta, mean, variance], axis, epsilon, infos, opset).outputs()
+            other = _Lookup([x, dy, gamma, beta, mean, variance], axis, epsilon, infos, opset)
+            again = other.outputs()
             if again is not None and again[2]:
-                found, inputs = again, [x, dy, gamma, beta, mean, variance]
+                found, lookup, inputs = again, other, [x, dy, gamma, beta, mean, variance]
                 break
     outputs = dict(zip(spec.OUTPUT_NAMES, found, strict=True))
     statistic = None if variance is None else Statistic(variance, "variance")
-    return Gradient(x, dy, gamma, mean, statistic, axis, epsilon, outputs, beta=inputs[3], is_shaped=True)
+    return Gradient(
+        x,
+        dy,
+        gamma,
+        mean,
+        statistic,
+        axis,
+        epsilon,
+        outputs,
+        beta=inputs[3],
+        is_shaped=True,
+        inner=lookup.inner(),
+    )
 
 
 class _Lookup:
     """A body built anew, and where its values are in the graph."""
 
-    def __init__(
-        self, inputs: Sequence[ir.Value | None], axis: int, epsilon: float, infos: Infos, opset: int
-    ) -> None:
+    def __init__(self, inputs: Sequence[ir.Value | None], axis: int, epsilon: float, infos: Infos, opset: int) -> None:
         self._inputs = inputs
         self._axis = axis
         self._epsilon = epsilon
@@ -92,7 +102,10 @@ class _Lookup:
 
     def outputs(self) -> list[tuple[ir.Value, ...]] | None:
         """Return the graph's values for each output; None where nothing can be built."""
-        placeholders = [None if value is None else ir.Value(name=name) for name, value in zip(spec.INPUT_NAMES, self._inputs, strict=True)]
+        placeholders = [
+            None if value is None else ir.Value(name=name)
+            for name, value in zip(spec.INPUT_NAMES, self._inputs, strict=True)
+        ]
         counter = itertools.count()
         try:
             body = build_body(self._parse(), placeholders, self._opset, lambda name: f"{name}.{next(counter)}")
@@ -104,6 +117,10 @@ class _Lookup:
         for node in body.nodes:
             self._place(node)
         return [() if value is None else tuple(self._places.get(value, ())) for value in body.outputs]
+
+    def inner(self) -> tuple[ir.Value, ...]:
+        """Return the values of the graph that are the body's."""
+        return tuple(value for values in self._places.values() for value in values if value not in self._inputs)
 
     def _parse(self) -> BackpropNode:
         affine = self._inputs[2] is not None
@@ -143,6 +160,7 @@ class _Lookup:
                 and other is not None
                 and tensor.dtype == other.dtype
                 and tensor.shape == other.shape
+                and not isinstance(other, ir.ExternalTensor)
                 and tensor.tobytes() == other.tobytes()
             )
         node, candidate_node = value.producer(), candidate.producer()
@@ -232,19 +250,21 @@ def _shaped_like(dy: ir.Value) -> list[ir.Value]:
     rows += [node.outputs[0] for value in rows[1:] for node in value.consumers() if node.op_type == "Flatten"]
     totals = [node for value in dict.fromkeys(rows) for node in _users(value, "MatMul", 1)]
     found: dict[ir.Value, None] = {}
-    for node in totals:
+    for total in totals:
+        current = total
         for _ in range(_DEEPEST_SHAPE):
-            if node.op_type == "Reshape":
-                _add_shape_sources(node.inputs[1], found)
-            users = list(node.outputs[0].consumers())
+            if current.op_type == "Reshape":
+                _add_shape_sources(current.inputs[1], found)
+            users = list(current.outputs[0].consumers())
             if len(users) != 1 or users[0].op_type not in ("Reshape", "ReduceSum", "Cast"):
                 break
-            node = users[0]
+            current = users[0]
     return list(found)
 
 
 def _add_shape_sources(value: ir.Value | None, found: dict[ir.Value, None]) -> None:
-    pending, seen = [value], set()
+    pending = [value]
+    seen: set[ir.Node] = set()
     while pending and len(seen) < 8 * _DEEPEST_SHAPE:
         node = None if (current := pending.pop()) is None else current.producer()
         if node is None or node in seen:

@@ -6,8 +6,8 @@ statistics is guessed from what the difference is combined with; whether a guess
 these leaves through the graph as polynomials and comparing with the operator's definition, term by term.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
@@ -64,6 +64,9 @@ class Gradient:
             topological order.
         beta: What gives beta_delta its shape, None where that is gamma's.
         is_shaped: Whether the outputs are known to have the operator's shapes.
+        dy_order: The order in which dy's axes are x's, None where they are.
+        gamma_shape: The shape that gamma has to be given, None where its own will do.
+        inner: Values that belong to it and may be used by nothing.
     """
 
     x: ir.Value
@@ -76,6 +79,9 @@ class Gradient:
     outputs: dict[str, tuple[ir.Value, ...]]
     beta: ir.Value | None = None
     is_shaped: bool = False
+    dy_order: tuple[int, ...] | None = None
+    gamma_shape: tuple[Dim, ...] | None = None
+    inner: tuple[ir.Value, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +94,26 @@ class NearMiss:
 
 @dataclass(slots=True)
 class _Roles:
-    """The leaves chosen so far."""
+    """The leaves chosen so far.
+
+    Attributes:
+        x: input_forward.
+        mean: The given mean.
+        statistic: What the given variance is had from.
+        dy: output_delta.
+        dy_axes: Which of x's axes those of `dy` are, None where they are the same.
+        gamma: gamma.
+        gamma_is_number: Whether gamma enters as the one number that all its elements are, not by name: a simplifier
+            has computed with it.
+    """
 
     x: ir.Value
     mean: ir.Value | None = None
     statistic: Statistic | None = None
     dy: ir.Value | None = None
+    dy_axes: tuple[int, ...] | None = None
     gamma: ir.Value | None = None
+    gamma_is_number: bool = False
 
 
 @dataclass(slots=True)
@@ -119,8 +138,12 @@ class _Frame:
     def norm(self) -> Axis:
         return tuple(symbol for axis in self.labels[self.axis :] for symbol in axis)
 
-    def matrix_axes(self, shape: Sequence[Dim]) -> tuple[Axis, ...] | None:
-        return tuple(self.labels) if _same_dims(shape, self.dims) else None
+    def matrix_axes(self, shape: Sequence[Dim], order: Sequence[int] | None) -> tuple[Axis, ...] | None:
+        """Return the axes of a tensor shaped as x, or as x with its axes in another order."""
+        order = range(len(self.dims)) if order is None else order
+        if _same_dims(shape, [self.dims[index] for index in order]):
+            return tuple(self.labels[index] for index in order)
+        return None
 
     def column_axes(self, shape: Sequence[Dim]) -> tuple[Axis, ...] | None:
         """Return the axes of a statistic: the rows' shape, the same with kept axes, or flat."""
@@ -135,9 +158,12 @@ class _Frame:
     def row_axes(self, shape: Sequence[Dim]) -> tuple[Axis, ...] | None:
         """Return the axes of a parameter that is broadcast to the normalised axes, or flat."""
         norm, labels = self.dims[self.axis :], self.labels[self.axis :]
+        axes: list[Axis] = []
+        while len(shape) > len(norm) and shape[0] == 1:
+            axes.append(())
+            shape = shape[1:]
         skipped = len(norm) - len(shape)
         if skipped >= 0:
-            axes: list[Axis] = []
             for dim, wanted, axis in zip(shape, norm[skipped:], labels[skipped:], strict=True):
                 if dim == 1:
                     axes.append(())
@@ -156,6 +182,8 @@ class _Progress:
 
     budget: int = _MOST_EVALUATIONS
     reasons: list[tuple[int, str]] = field(default_factory=list)
+    best: Gradient | None = None
+    score: int = 0
 
 
 class Searcher:
@@ -172,9 +200,7 @@ class Searcher:
             if node.op_type == "Sub" and node.domain in ("", "ai.onnx"):
                 pairs = [(node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])]
             elif node.op_type == "Add" and node.domain in ("", "ai.onnx"):
-                pairs = [
-                    (node.inputs[i], node.inputs[1 - i]) for i in (0, 1) if _op_type(node.inputs[1 - i]) == "Neg"
-                ]
+                pairs = [(node.inputs[i], node.inputs[1 - i]) for i in (0, 1) if _op_type(node.inputs[1 - i]) == "Neg"]
             else:
                 continue
             for matrix, column in pairs:
@@ -188,16 +214,16 @@ class Searcher:
             shape, element_type = self._shape(x), self._infos[x].element_type
             if shape is None or element_type not in spec.ELEMENT_TYPES or not shape:
                 continue
-            gradient = self._find_with(x, shape, matrix, column, progress)
-            if gradient is not None:
-                return gradient
+            self._find_with(x, shape, matrix, column, progress)
+            if progress.best is not None:
+                return progress.best
         if progress.reasons:
             return NearMiss(node, max(progress.reasons, key=lambda reason: reason[0])[1])
         return None
 
     def _find_with(
         self, x: ir.Value, shape: tuple[Dim, ...], matrix: ir.Value, column: ir.Value, progress: _Progress
-    ) -> Gradient | None:
+    ) -> None:
         labels: list[Axis] = [
             () if dim == 1 else (Symbol(str(index), dim if isinstance(dim, int) else None),)
             for index, dim in enumerate(shape)
@@ -205,14 +231,12 @@ class Searcher:
         for _ in range(_MOST_SPLITS):
             try:
                 for frame in self._frames(x, shape, labels, matrix, column):
-                    gradient = self._search(_Roles(x), frame, column, progress)
-                    if gradient is not None:
-                        return gradient
+                    if self._search(_Roles(x), frame, column, progress) or progress.best is not None:
+                        return
             except SplitError as split:
                 labels = [_split(axis, split) for axis in labels]
                 continue
             break
-        return None
 
     def _frames(
         self, x: ir.Value, shape: tuple[Dim, ...], labels: list[Axis], matrix: ir.Value, column: ir.Value
@@ -236,7 +260,8 @@ class Searcher:
             if frame.norm:
                 yield frame
 
-    def _search(self, roles: _Roles, frame: _Frame, column: ir.Value, progress: _Progress) -> Gradient | None:
+    def _search(self, roles: _Roles, frame: _Frame, column: ir.Value, progress: _Progress) -> bool:
+        """Try the mean as computed or as given; return whether a gradient was found that no other can better."""
         evaluation = self._evaluate(roles, frame)
         found = evaluation.tensor(column)
         computed = [False]
@@ -250,30 +275,23 @@ class Searcher:
                 mean_value = next((root for root in self._roots(column) if self._fits(root, frame.column_axes)), None)
                 if mean_value is None:
                     continue
-            chosen = _Roles(roles.x, mean=mean_value)
-            gradient = self._extend(chosen, frame, progress)
-            if gradient is not None:
-                return gradient
-        return None
+            if self._extend(replace(roles, mean=mean_value), frame, progress):
+                return True
+        return False
 
-    def _extend(self, roles: _Roles, frame: _Frame, progress: _Progress) -> Gradient | None:
-        """Try the next leaf; depth first."""
+    def _extend(self, roles: _Roles, frame: _Frame, progress: _Progress) -> bool:
+        """Try the next leaf, depth first; return whether a gradient was found that no other can better."""
         if progress.budget <= 0:
-            return None
+            return False
         progress.budget -= 1
         evaluation = self._evaluate(roles, frame)
         if roles.dy is not None and (roles.mean is None or roles.statistic is not None):
-            if roles.gamma is None:
-                for gamma in self._gammas(evaluation, roles, frame):
-                    gradient = self._extend(_with(roles, gamma=gamma), frame, progress)
-                    if gradient is not None:
-                        return gradient
+            if roles.gamma is None and any(
+                self._extend(extended, frame, progress) for extended in self._gammas(evaluation, roles, frame)
+            ):
+                return True
             return self._match(evaluation, roles, frame, progress)
-        for extended in self._options(evaluation, roles, frame):
-            gradient = self._extend(extended, frame, progress)
-            if gradient is not None:
-                return gradient
-        return None
+        return any(self._extend(extended, frame, progress) for extended in self._options(evaluation, roles, frame))
 
     def _options(self, evaluation: Evaluation, roles: _Roles, frame: _Frame) -> Iterator[_Roles]:
         """Yield the roles with one more leaf: an operand of what is known already."""
@@ -281,40 +299,48 @@ class Searcher:
         if roles.mean is not None and roles.statistic is None:
             for operand in operands:
                 for statistic in self._statistics(operand, frame):
-                    yield _with(roles, statistic=statistic)
+                    yield replace(roles, statistic=statistic)
         if roles.dy is None:
             for operand in operands:
-                product = _producer(_deepest(operand, {"Mul"}), {"Mul"})
-                if product is not None:
-                    for index in (0, 1):
-                        dy, gamma = self._matrix_root(product.inputs[index], roles.x, frame), product.inputs[1 - index]
-                        for root in self._roots(gamma):
-                            if dy is not None and self._fits(root, frame.row_axes):
-                                yield _with(roles, dy=dy, gamma=root)
-                dy = self._matrix_root(operand, roles.x, frame)
-                if dy is not None:
-                    yield _with(roles, dy=dy)
+                yield from self._gradients(operand, roles, frame)
         elif roles.gamma is None:
-            for gamma in self._gammas(evaluation, roles, frame):
-                yield _with(roles, gamma=gamma)
+            yield from self._gammas(evaluation, roles, frame)
 
-    def _gammas(self, evaluation: Evaluation, roles: _Roles, frame: _Frame) -> Iterator[ir.Value]:
-        seen = set()
-        for operand in self._operands(evaluation):
-            for root in self._roots(operand):
-                is_number = _is_number(self._shape(root)) and self._constants.get(root) is not None
-                if root not in seen and not is_number and self._fits(root, frame.row_axes):
-                    seen.add(root)
-                    yield root
+    def _gradients(self, operand: ir.Value, roles: _Roles, frame: _Frame) -> Iterator[_Roles]:
+        """Yield the roles with dy, and with gamma where the operand is a product."""
+        for value, order in self._origins(operand, None):
+            product = _producer(value, {"Mul"})
+            if product is None:
+                continue
+            for index in (0, 1):
+                scales = [root for root in self._roots(product.inputs[1 - index]) if self._is_scale(root, frame)]
+                for dy, axes in self._matrices(product.inputs[index], order, roles.x, frame):
+                    for gamma in scales:
+                        yield replace(roles, dy=dy, dy_axes=axes, gamma=gamma)
+            break
+        for dy, axes in self._matrices(operand, None, roles.x, frame):
+            yield replace(roles, dy=dy, dy_axes=axes)
+
+    def _gammas(self, evaluation: Evaluation, roles: _Roles, frame: _Frame) -> Iterator[_Roles]:
+        """Yield the roles with gamma: what known values are multiplied with, or what the forward operator has."""
+        scales = [root for operand in self._operands(evaluation) for root in self._roots(operand)]
         forward = None if roles.mean is None else _producer(roles.mean, {"LayerNormalization"})
-        if forward is not None:
-            scale = forward.inputs[1]
-            if scale is not None and scale not in seen and self._fits(scale, frame.row_axes):
-                yield scale
+        if forward is not None and forward.inputs[1] is not None:
+            scales.append(forward.inputs[1])
+        for gamma in dict.fromkeys(scales):
+            if self._is_scale(gamma, frame):
+                yield replace(roles, gamma=gamma)
+        if forward is not None and isinstance(self._constants.get(scales[-1]), Tensor):
+            yield replace(roles, gamma=scales[-1], gamma_is_number=True)
+
+    def _is_scale(self, value: ir.Value, frame: _Frame) -> bool:
+        """Return whether a value may be gamma; a single number is a constant factor."""
+        is_number = _is_number(self._shape(value)) and self._constants.get(value) is not None
+        return self._fits(value, frame.row_axes) and not is_number
 
     def _operands(self, evaluation: Evaluation) -> list[ir.Value]:
         """Return what known values are multiplied with or divided by; what is constant comes last."""
-        nodes = {**evaluation.blocked, **{value.producer(): None for value in evaluation.known}}
+        nodes = dict.fromkeys([*evaluation.blocked, *(value.producer() for value in evaluation.known)])
         unknown: dict[ir.Value, None] = {}
         for node in nodes:
             if node is None or node.op_type not in _COMBINING or node.domain not in ("", "ai.onnx"):
@@ -354,19 +380,23 @@ class Searcher:
             if root is not None:
                 yield Statistic(root, "variance")
 
-    def _match(self, evaluation: Evaluation, roles: _Roles, frame: _Frame, progress: _Progress) -> Gradient | None:
-        """Compare what follows from the leaves with the operator's definition."""
+    def _match(self, evaluation: Evaluation, roles: _Roles, frame: _Frame, progress: _Progress) -> bool:
+        """Compare what follows from the leaves with the operator's definition.
+
+        Returns:
+            Whether they are the gradient, and no other choice of leaves can give more of its outputs.
+        """
         assert roles.dy is not None
         if self._loses_precision(evaluation, roles.x):
-            return None
+            return False
         x, dy = _leaf("x", frame.labels), _leaf("dy", frame.labels)
-        gamma = self._leaf_of(roles.gamma, "gamma", frame.row_axes)
+        gamma = self._gamma(roles, frame)
         count = lengths_product([frame.norm])
 
         def mean_of(values: Polynomial) -> Polynomial:
             return divide(sum_over(values, frame.norm), count)
 
-        mean = mean_of(x) if roles.mean is None else self._element(roles.mean, "mean", frame.column_axes)
+        mean = mean_of(x) if roles.mean is None else self._column("mean", roles.mean, frame).element
         d = add(x, mean, -1)
         variance = mean_of(multiply(d, d)) if roles.statistic is None else self._variance(roles.statistic, frame)
         given = roles.statistic is not None
@@ -391,7 +421,7 @@ class Searcher:
                 expected["beta_delta"] = (sum_over(dy, summed), kept)
             outputs = {name: _equal(evaluation, *wanted) for name, wanted in expected.items()}
             if not outputs["input_delta"] and not outputs.get("gamma_delta"):
-                _explain(evaluation, terms, frame, progress)
+                _explain(evaluation, terms, progress)
                 continue
             number = float(np.float32(float(epsilon)))
             # What adds an epsilon that is no float32 number computes something else, by the difference.
@@ -404,12 +434,43 @@ class Searcher:
             if exact is None:
                 progress.reasons.append((2, "no value that is equal to input_delta has the type of input_forward"))
                 continue
-            return Gradient(
-                roles.x, roles.dy, roles.gamma, roles.mean, roles.statistic, frame.axis, number, exact
-            )
-        if not given and not _epsilons(evaluation, variance, may_be_zero=False):
-            return None
-        return None
+            self._note(roles, frame, number, exact, progress)
+            if outputs["input_delta"] and (
+                outputs.get("gamma_delta") or (gamma is not None and not roles.gamma_is_number)
+            ):
+                return True
+        return False
+
+    def _note(
+        self,
+        roles: _Roles,
+        frame: _Frame,
+        epsilon: float,
+        outputs: dict[str, tuple[ir.Value, ...]],
+        progress: _Progress,
+    ) -> None:
+        """Keep a gradient if it is better than what was found before."""
+        assert roles.dy is not None
+        worth = {"input_delta": 4, "gamma_delta": 2, "beta_delta": 1}
+        score = sum(worth[name] for name, values in outputs.items() if values)
+        if score <= progress.score:
+            return
+        progress.score = score
+        order = roles.dy_axes and tuple(roles.dy_axes.index(index) for index in range(len(roles.dy_axes)))
+        shape = None if roles.gamma is None else self._shape(roles.gamma)
+        extra = 0 if shape is None else len(shape) - (len(frame.dims) - frame.axis)
+        progress.best = Gradient(
+            roles.x,
+            roles.dy,
+            roles.gamma,
+            roles.mean,
+            roles.statistic,
+            frame.axis,
+            epsilon,
+            outputs,
+            dy_order=order,
+            gamma_shape=shape[extra:] if shape is not None and extra > 0 else None,
+        )
 
     def _exact(self, roles: _Roles, outputs: dict[str, tuple[ir.Value, ...]]) -> dict[str, tuple[ir.Value, ...]] | None:
         """Return the outputs without the values of another type; None where no gradient is left."""
@@ -439,44 +500,72 @@ class Searcher:
     def _evaluate(self, roles: _Roles, frame: _Frame) -> Evaluation:
         leaves = {roles.x: Tensor(_leaf("x", frame.labels), tuple(frame.labels))}
         if roles.dy is not None:
-            leaves[roles.dy] = Tensor(_leaf("dy", frame.labels), tuple(frame.labels))
-        for value, name, axes_of in (
-            (roles.gamma, "gamma", frame.row_axes),
-            (roles.mean, "mean", frame.column_axes),
-            (roles.statistic and roles.statistic.value, "statistic", frame.column_axes),
-        ):
-            leaf = self._leaf_of(value, name, axes_of)
-            if value is not None and leaf is not None:
-                leaves[value] = leaf
+            order = roles.dy_axes or range(len(frame.labels))
+            leaves[roles.dy] = Tensor(_leaf("dy", frame.labels), tuple(frame.labels[index] for index in order))
+        gamma = self._gamma(roles, frame)
+        if roles.gamma is not None and gamma is not None:
+            leaves[roles.gamma] = gamma
+        if roles.mean is not None:
+            leaves[roles.mean] = self._column("mean", roles.mean, frame)
+        if roles.statistic is not None:
+            leaves[roles.statistic.value] = self._column("statistic", roles.statistic.value, frame)
         return Evaluation(leaves, self._constants, self._graph)
 
-    def _leaf_of(self, value, name, axes_of):  # noqa
-        if value is None:
+    def _gamma(self, roles: _Roles, frame: _Frame) -> Tensor | None:
+        if roles.gamma is None:
             return None
-        shape = self._shape(value)
-        axes = None if shape is None else axes_of(shape)
+        axes = frame.row_axes(self._shape(roles.gamma) or ())
+        assert axes is not None
+        number = self._constants.get(roles.gamma)
+        if roles.gamma_is_number and isinstance(number, Tensor):
+            return Tensor(number.element, axes)
+        return Tensor(_leaf("gamma", axes), axes)
+
+    def _column(self, name: str, value: ir.Value, frame: _Frame) -> Tensor:
+        axes = frame.column_axes(self._shape(value) or ())
         assert axes is not None
         return Tensor(_leaf(name, axes, is_positive=name == "statistic"), axes)
 
-    def _element(self, value, name, axes_of) -> Polynomial:  # noqa
-        leaf = self._leaf_of(value, name, axes_of)
-        return leaf.element
-
     def _variance(self, statistic: Statistic, frame: _Frame) -> Polynomial:
-        element = self._element(statistic.value, "statistic", frame.column_axes)
+        element = self._column("statistic", statistic.value, frame).element
         exponent = {"variance": 1, "rstd": -2, "std": 2}[statistic.kind]
         return power(element, Fraction(exponent))
 
-    def _fits(self, value, axes_of) -> bool:  # noqa
+    def _fits(self, value: ir.Value, axes_of: Callable[[Sequence[Dim]], tuple[Axis, ...] | None]) -> bool:
         shape = self._shape(value)
         return shape is not None and axes_of(shape) is not None
 
-    def _matrix_root(self, value: ir.Value | None, x: ir.Value, frame: _Frame) -> ir.Value | None:
-        wanted = self._infos[x].element_type
-        for root in self._roots(value):
-            if root is not x and self._infos[root].element_type == wanted and self._fits(root, frame.matrix_axes):
-                return root
-        return None
+    def _matrices(
+        self, value: ir.Value | None, order: tuple[int, ...] | None, x: ir.Value, frame: _Frame
+    ) -> list[tuple[ir.Value, tuple[int, ...] | None]]:
+        """Return what may be dy behind a value, with which of x's axes its own are; in x's order first."""
+        found: list[tuple[ir.Value, tuple[int, ...] | None]] = []
+        for origin, axes in self._origins(value, order):
+            info = self._infos[origin]
+            if origin is x or info.element_type != self._infos[x].element_type or info.shape is None:
+                continue
+            if frame.matrix_axes(info.shape, axes) is not None:
+                found.insert(0, (origin, axes))
+        return sorted(found, key=lambda item: item[1] is not None)
+
+    def _origins(
+        self, value: ir.Value | None, order: tuple[int, ...] | None
+    ) -> Iterator[tuple[ir.Value, tuple[int, ...] | None]]:
+        """Yield a value and what it is a view of, with the order of their axes; `order` is the value's own."""
+        for _ in range(_MOST_VIEWS):
+            if value is None:
+                return
+            yield value, order
+            node = _producer(value, VIEWS | {"Transpose"})
+            if node is None or (order is not None and node.op_type not in ("Identity", "Cast", "Transpose")):
+                return
+            value = node.inputs[0]
+            if node.op_type == "Transpose":
+                order = _before(node, order)
+                if order is None:
+                    return
+                if order == tuple(range(len(order))):
+                    order = None
 
     def _roots(self, value: ir.Value | None) -> list[ir.Value]:
         """Return what a value is a view or a conversion of, the farthest first."""
@@ -496,12 +585,6 @@ class Searcher:
             return False
         padded = (1,) * (len(shape) - len(column_shape)) + column_shape
         return padded[-1] == 1 and self._constants.get(column) is None
-
-
-def _with(roles: _Roles, **changes) -> _Roles:  # noqa
-    import dataclasses
-
-    return dataclasses.replace(roles, **changes)
 
 
 def _leaf(name: str, axes: Sequence[Axis], *, is_positive: bool = False) -> Polynomial:
@@ -536,16 +619,16 @@ def _op_type(value: ir.Value | None) -> str | None:
     return None if node is None else node.op_type
 
 
-def _deepest(value: ir.Value | None, op_types: set[str]) -> ir.Value | None:
-    """Return the value, or what it is a view of, that a node of `op_types` computes."""
-    for _ in range(_MOST_VIEWS):
-        if _producer(value, op_types) is not None:
-            return value
-        node = _producer(value, VIEWS)
-        if node is None:
-            return None
-        value = node.inputs[0]
-    return None
+def _before(transpose: ir.Node, order: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Return the order of the axes of what is transposed, given the order of the result's."""
+    attribute = transpose.attributes.get("perm")
+    if attribute is None or attribute.is_ref():
+        return None
+    permutation = attribute.as_ints()
+    before = [0] * len(permutation)
+    for index, source in enumerate(permutation):
+        before[source] = index if order is None else order[index]
+    return tuple(before)
 
 
 def _axis_hint(matrix: ir.Value, column: ir.Value, rank: int) -> int | None:
@@ -587,13 +670,14 @@ def _equal(evaluation: Evaluation, element: Polynomial, symbols: tuple[Symbol, .
     found = []
     for value in evaluation.known:
         tensor = evaluation.tensor(value)
-        if tensor is not None and tensor.element == element:
-            if tuple(symbol for axis in tensor.axes for symbol in axis) == symbols:
-                found.append(value)
+        if tensor is None or tensor.element != element:
+            continue
+        if tuple(symbol for axis in tensor.axes for symbol in axis) == symbols:
+            found.append(value)
     return tuple(found)
 
 
-def _explain(evaluation: Evaluation, terms: tuple[Polynomial, ...], frame: _Frame, progress: _Progress) -> None:
+def _explain(evaluation: Evaluation, terms: tuple[Polynomial, ...], progress: _Progress) -> None:
     """Note what stops a value that is not far from the gradient."""
     names = ("rstd * g", "rstd * mean(g)", "rstd * xhat * mean(g * xhat)")
     for value in evaluation.known:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx import AttributeProto
 
 from lnbp_onnx import spec
 from lnbp_onnx.matching.search import VIEWS, Gradient, Statistic
@@ -54,20 +55,31 @@ class Substitution:
         Raises:
             InvalidNodeError: Where the specification refuses it.
         """
-        statistic = gradient.statistic and gradient.statistic.value
+        statistic = None if gradient.statistic is None else gradient.statistic.value
         inputs = (gradient.x, gradient.dy, gradient.gamma, gradient.beta, gradient.mean, statistic)
+        infos = [None if value is None else self._infos[value] for value in inputs]
+        if gradient.dy_order is not None:
+            infos[1] = infos[0]
+        if infos[2] is not None and gradient.gamma_shape is not None:
+            infos[2] = TensorInfo(infos[2].element_type, gradient.gamma_shape)
         affine = gradient.gamma is not None
         return parse(
             describe("", [value.name or "" for values in gradient.outputs.values() for value in values]),
             _attributes(gradient),
-            [None if value is None else self._infos[value] for value in inputs],
+            infos,
             (True, affine, affine),
         )
 
     def apply(self, gradient: Gradient) -> ir.Node | None:
         """Replace what computes a gradient by the operator; return its node, None where nothing is gained."""
-        inputs = (gradient.x, gradient.dy, gradient.gamma, gradient.beta, gradient.mean)
-        sources = [*inputs, gradient.statistic and gradient.statistic.value]
+        sources = (
+            gradient.x,
+            gradient.dy,
+            gradient.gamma,
+            gradient.beta,
+            gradient.mean,
+            None if gradient.statistic is None else gradient.statistic.value,
+        )
         producers = [value.producer() for value in sources if value is not None]
         last = max(
             (node for node in producers if node in self._positions),
@@ -83,16 +95,25 @@ class Substitution:
         origin_node = origin.producer()
         assert origin_node is not None
         label = origin_node.name or origin.name or spec.OP_TYPE
-        nodes, variance = self._variance(gradient.statistic, label)
-        operator = self._operator(gradient, variance, label, targets)
+        nodes: list[ir.Node] = []
+        inputs = (
+            gradient.x,
+            self._in_order(gradient, label, nodes),
+            self._in_shape(gradient, label, nodes),
+            gradient.beta,
+            gradient.mean,
+            self._variance(gradient.statistic, label, nodes),
+        )
+        operator = self._operator(gradient, inputs, label, targets)
         nodes.append(operator)
+        renewed: dict[ir.Value, ir.Value] = {}
         for name, output in zip(spec.OUTPUT_NAMES, operator.outputs, strict=False):
-            nodes += self._copies(output, gradient, name, targets[name])
+            renewed.update(self._copies(output, targets[name], nodes))
         for node in nodes:
             node.metadata_props.update(origin_node.metadata_props)
         self._insert(nodes, last, position)
-        replaced = self._replace(targets, operator, nodes)
-        remove_unused(replaced)
+        self._replace(renewed)
+        remove_unused([*renewed, *gradient.inner])
         return operator
 
     def _targets(self, gradient: Gradient, name: str, position: tuple[int, ...]) -> list[_Target]:
@@ -124,10 +145,11 @@ class Substitution:
 
     def _is_used_after(self, value: ir.Value, position: tuple[int, ...]) -> bool:
         for node in value.consumers():
-            while node.graph is not self._graph:
-                assert isinstance(node.graph, ir.Graph)
-                node = self._owners[node.graph]
-            if self._positions[node] <= position:
+            user = node
+            while user.graph is not self._graph:
+                assert isinstance(user.graph, ir.Graph)
+                user = self._owners[user.graph]
+            if self._positions[user] <= position:
                 return False
         return True
 
@@ -135,44 +157,72 @@ class Substitution:
         like = gradient.x if name == "input_delta" else gradient.gamma
         if name == "beta_delta" and gradient.beta is not None:
             like = gradient.beta
+            return self._infos[like].shape
+        if name != "input_delta" and gradient.gamma_shape is not None:
+            return gradient.gamma_shape
         return None if like is None else self._infos[like].shape
 
-    def _variance(self, statistic: Statistic | None, label: str) -> tuple[list[ir.Node], ir.Value | None]:
-        """Return the variance, and the nodes that compute it where only its root is at hand."""
+    def _in_order(self, gradient: Gradient, label: str, nodes: list[ir.Node]) -> ir.Value:
+        """Return dy with its axes in x's order."""
+        if gradient.dy_order is None:
+            return gradient.dy
+        permutation = ir.AttrInt64s("perm", gradient.dy_order)
+        info = self._infos[gradient.x]
+        return self._step(nodes, "Transpose", [gradient.dy], f"{label}/output_delta", info, permutation)
+
+    def _in_shape(self, gradient: Gradient, label: str, nodes: list[ir.Node]) -> ir.Value | None:
+        """Return gamma in a shape that the operator takes."""
+        shape = _reshape_target(gradient.gamma_shape)
+        if gradient.gamma is None or shape is None:
+            return gradient.gamma
+        info = TensorInfo(self._infos[gradient.gamma].element_type, gradient.gamma_shape)
+        return self._reshaped(nodes, gradient.gamma, shape, f"{label}/gamma", info)
+
+    def _variance(self, statistic: Statistic | None, label: str, nodes: list[ir.Node]) -> ir.Value | None:
+        """Return the variance, computed where only its root is at hand."""
         if statistic is None or statistic.kind == "variance":
-            return [], None if statistic is None else statistic.value
-        value, nodes = statistic.value, []
-
-        def step(op_type: str, inputs: list[ir.Value], name: str, **attributes: int) -> ir.Value:
-            info = self._infos[value]
-            if "to" in attributes:
-                info = TensorInfo(attributes["to"], info.shape)
-            output = self._new_value(self._unique_name(f"{label}/{name}"), self._infos.get(inputs[0], info))
-            if "to" in attributes:
-                output.type = ir.TensorType(ir.DataType(attributes["to"]))
-                self._infos[output] = info
-            attrs = [ir.AttrInt64(key, number) for key, number in attributes.items()]
-            nodes.append(ir.Node("", op_type, inputs, attrs, outputs=[output], name=output.name))
-            return output
-
-        if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            return None if statistic is None else statistic.value
+        value, info = statistic.value, self._infos[statistic.value]
+        if info.element_type in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
             # The square of a half number is often none.
-            value = step("Cast", [value], "statistic_cast", to=int(ir.DataType.FLOAT))
-        squared = step("Mul", [value, value], "variance" if statistic.kind == "std" else "rstd_squared")
+            info = TensorInfo(ir.DataType.FLOAT, info.shape)
+            to = ir.AttrInt64("to", ir.DataType.FLOAT)
+            value = self._step(nodes, "Cast", [value], f"{label}/statistic", info, to)
         if statistic.kind == "std":
-            return nodes, squared
-        return nodes, step("Reciprocal", [squared], "variance")
+            return self._step(nodes, "Mul", [value, value], f"{label}/variance", info)
+        squared = self._step(nodes, "Mul", [value, value], f"{label}/rstd_squared", info)
+        return self._step(nodes, "Reciprocal", [squared], f"{label}/variance", info)
+
+    def _reshaped(
+        self, nodes: list[ir.Node], value: ir.Value, shape: tuple[int, ...], name: str, info: TensorInfo
+    ) -> ir.Value:
+        tensor = ir.AttrTensor("value", ir.tensor(np.array(shape, np.int64)))
+        vector_info = TensorInfo(ir.DataType.INT64, (len(shape),))
+        target = self._step(nodes, "Constant", [], f"{name}_shape", vector_info, tensor)
+        return self._step(nodes, "Reshape", [value, target], name, info)
+
+    def _step(
+        self,
+        nodes: list[ir.Node],
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        name: str,
+        info: TensorInfo,
+        *attributes: ir.Attr,
+    ) -> ir.Value:
+        output = self._new_value(self._unique_name(name), info)
+        nodes.append(ir.Node("", op_type, inputs, attributes, outputs=[output], name=output.name))
+        return output
 
     def _operator(
         self,
         gradient: Gradient,
-        variance: ir.Value | None,
+        inputs: Sequence[ir.Value | None],
         label: str,
         targets: Mapping[str, Sequence[_Target]],
     ) -> ir.Node:
-        inputs = [gradient.x, gradient.dy, gradient.gamma, gradient.beta, gradient.mean, variance]
         while inputs[-1] is None:
-            inputs.pop()
+            inputs = inputs[:-1]
         outputs = []
         for name in spec.OUTPUT_NAMES:
             if name != "input_delta" and not targets[name]:
@@ -184,46 +234,30 @@ class Substitution:
             outputs.append(self._new_value(self._unique_name(f"{label}/{name}"), info))
         while outputs[-1].name == "":
             outputs.pop()
-        attributes = [ir.from_proto(proto) for proto in _attributes(gradient).values()]
+        attributes = [ir.serde.deserialize_attribute(proto) for proto in _attributes(gradient).values()]
         name = self._unique_name(f"{label}/{spec.OP_TYPE}")
         return ir.Node(spec.DOMAIN, spec.OP_TYPE, inputs, attributes, outputs=outputs, name=name)
 
-    def _copies(
-        self, output: ir.Value, gradient: Gradient, name: str, targets: Sequence[_Target]
-    ) -> list[ir.Node]:
-        """Return nodes for all targets but the one that the output itself replaces."""
-        nodes: list[ir.Node] = []
-        direct = next((target for target in targets if target.shape is None), None)
-        for target in targets:
-            if target is direct:
-                continue
-            label = target.value.name or name
-            copy = self._new_value(self._unique_name(f"{label}/copy"), self._infos[target.value])
-            inputs, op_type = [output], "Identity"
-            if target.shape is not None:
-                shape = ir.Value(name=self._unique_name(f"{label}/shape"))
-                tensor = ir.tensor(np.array(target.shape, np.int64))
-                nodes.append(ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[shape], name=shape.name))
-                inputs, op_type = [output, shape], "Reshape"
-            nodes.append(ir.Node("", op_type, inputs, outputs=[copy], name=copy.name))
-        return nodes
-
-    def _replace(
-        self, targets: Mapping[str, Sequence[_Target]], operator: ir.Node, nodes: Sequence[ir.Node]
-    ) -> list[ir.Value]:
-        copies = iter([node.outputs[0] for node in nodes[nodes.index(operator) + 1 :] if node.op_type != "Constant"])
+    def _copies(self, output: ir.Value, targets: Sequence[_Target], nodes: list[ir.Node]) -> dict[ir.Value, ir.Value]:
+        """Return what replaces each target: the output itself, once, copies and views of it."""
         renewed: dict[ir.Value, ir.Value] = {}
-        for name, output in zip(spec.OUTPUT_NAMES, operator.outputs, strict=False):
-            direct = next((target for target in targets[name] if target.shape is None), None)
-            for target in targets[name]:
-                renewed[target.value] = output if target is direct else next(copies)
+        for target in targets:
+            name, info = f"{target.value.name}/copy", self._infos[target.value]
+            if target.shape is not None:
+                renewed[target.value] = self._reshaped(nodes, output, target.shape, name, info)
+            elif output in renewed.values():
+                renewed[target.value] = self._step(nodes, "Identity", [output], name, info)
+            else:
+                renewed[target.value] = output
+        return renewed
+
+    def _replace(self, renewed: Mapping[ir.Value, ir.Value]) -> None:
         for old, new in renewed.items():
             self._infos[new] = self._infos[old]
             take_over(old, new)
         for index, output in enumerate(self._graph.outputs):
             if output in renewed:
                 self._graph.outputs[index] = renewed[output]
-        return list(renewed)
 
     def _insert(self, nodes: Sequence[ir.Node], last: ir.Node | None, position: tuple[int, ...]) -> None:
         if last is not None:
@@ -281,10 +315,8 @@ def remove_unused(values: Iterable[ir.Value]) -> None:
         pending += sources
 
 
-def _attributes(gradient: Gradient):  # type: ignore[no-untyped-def]  # noqa
-    return attribute_protos(
-        gradient.axis, gradient.gamma is not None, gradient.epsilon, gradient.statistic is not None
-    )
+def _attributes(gradient: Gradient) -> dict[str, AttributeProto]:
+    return attribute_protos(gradient.axis, gradient.gamma is not None, gradient.epsilon, gradient.statistic is not None)
 
 
 def _reshape_target(shape: tuple[Dim, ...] | None) -> tuple[int, ...] | None:

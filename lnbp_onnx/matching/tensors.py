@@ -92,7 +92,9 @@ def unify(a: Axis, b: Axis) -> Axis:
         return a
     if not a:
         return b
-    if len(a) == len(b) and all(x == y or ("" in (x.name, y.name) and x.length == y.length) for x, y in zip(a, b, strict=True)):
+    if len(a) == len(b) and all(
+        x == y or ("" in (x.name, y.name) and x.length == y.length) for x, y in zip(a, b, strict=True)
+    ):
         return tuple(x if x.name else y for x, y in zip(a, b, strict=True))
     for plain, other in ((a, b), (b, a)):
         if not any(symbol.name for symbol in plain) and static_length(plain) == static_length(other) is not None:
@@ -122,7 +124,9 @@ def reduce(tensor: Tensor, axes: Iterable[int], keepdims: bool, mean: bool) -> T
             if symbol.length == 0:
                 raise NotExpressibleError
             element = multiply(element, _reciprocal_length(symbol))
-    kept = [() if index in reduced else axis for index, axis in enumerate(tensor.axes) if keepdims or index not in reduced]
+    kept = [
+        () if index in reduced else axis for index, axis in enumerate(tensor.axes) if keepdims or index not in reduced
+    ]
     return Tensor(element, tuple(kept))
 
 

@@ -158,9 +158,7 @@ class _Fuser:
                 found = searcher.find(node, matrix, column)
                 if isinstance(found, NearMiss):
                     self._miss(place, node, found.reason)
-                if not isinstance(found, Gradient) or not self._substitute(
-                    substitution, found, node, place, "formula"
-                ):
+                if not isinstance(found, Gradient) or not self._substitute(substitution, found, node, place, "formula"):
                     break
 
     def _substitute(
