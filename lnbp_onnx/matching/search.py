@@ -16,6 +16,7 @@ import onnx_ir as ir
 from lnbp_onnx import spec
 from lnbp_onnx.matching.algebra import (
     Leaf,
+    Monomial,
     NotExpressibleError,
     Polynomial,
     Sum,
@@ -30,7 +31,8 @@ from lnbp_onnx.matching.algebra import (
     sum_over,
 )
 from lnbp_onnx.matching.evaluate import Constants, Evaluation
-from lnbp_onnx.matching.tensors import Axis, SplitError, Tensor, lengths_product, static_length
+from lnbp_onnx.matching.frame import Frame, split_axis
+from lnbp_onnx.matching.tensors import Axis, SplitError, Tensor, lengths_product
 from lnbp_onnx.node import Dim
 
 VIEWS = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"})
@@ -117,66 +119,6 @@ class _Roles:
 
 
 @dataclass(slots=True)
-class _Frame:
-    """How the rows and columns of a candidate are indexed.
-
-    Attributes:
-        dims: The shape of x.
-        labels: The symbols of its axes.
-        axis: The first normalised one.
-    """
-
-    dims: Sequence[Dim]
-    labels: list[Axis]
-    axis: int
-
-    @property
-    def lead(self) -> Axis:
-        return tuple(symbol for axis in self.labels[: self.axis] for symbol in axis)
-
-    @property
-    def norm(self) -> Axis:
-        return tuple(symbol for axis in self.labels[self.axis :] for symbol in axis)
-
-    def matrix_axes(self, shape: Sequence[Dim], order: Sequence[int] | None) -> tuple[Axis, ...] | None:
-        """Return the axes of a tensor shaped as x, or as x with its axes in another order."""
-        order = range(len(self.dims)) if order is None else order
-        if _same_dims(shape, [self.dims[index] for index in order]):
-            return tuple(self.labels[index] for index in order)
-        return None
-
-    def column_axes(self, shape: Sequence[Dim]) -> tuple[Axis, ...] | None:
-        """Return the axes of a statistic: the rows' shape, the same with kept axes, or flat."""
-        lead = self.dims[: self.axis]
-        if _same_dims(shape, lead):
-            return tuple(self.labels[: self.axis])
-        kept = len(self.dims) - self.axis
-        if _same_dims(shape, (*lead, *([1] * kept))):
-            return (*self.labels[: self.axis], *([()] * kept))
-        return (self.lead,) if len(shape) == 1 and shape[0] == static_length(self.lead) else None
-
-    def row_axes(self, shape: Sequence[Dim]) -> tuple[Axis, ...] | None:
-        """Return the axes of a parameter that is broadcast to the normalised axes, or flat."""
-        norm, labels = self.dims[self.axis :], self.labels[self.axis :]
-        axes: list[Axis] = []
-        while len(shape) > len(norm) and shape[0] == 1:
-            axes.append(())
-            shape = shape[1:]
-        skipped = len(norm) - len(shape)
-        if skipped >= 0:
-            for dim, wanted, axis in zip(shape, norm[skipped:], labels[skipped:], strict=True):
-                if dim == 1:
-                    axes.append(())
-                elif dim is not None and dim == wanted:
-                    axes.append(axis)
-                else:
-                    break
-            else:
-                return tuple(axes)
-        return (self.norm,) if len(shape) == 1 and shape[0] == static_length(self.norm) else None
-
-
-@dataclass(slots=True)
 class _Progress:
     """What a search of one anchor has seen."""
 
@@ -234,13 +176,13 @@ class Searcher:
                     if self._search(_Roles(x), frame, column, progress) or progress.best is not None:
                         return
             except SplitError as split:
-                labels = [_split(axis, split) for axis in labels]
+                labels = [split_axis(axis, split) for axis in labels]
                 continue
             break
 
     def _frames(
         self, x: ir.Value, shape: tuple[Dim, ...], labels: list[Axis], matrix: ir.Value, column: ir.Value
-    ) -> Iterator[_Frame]:
+    ) -> Iterator[Frame]:
         """Yield the axes that the anchor's operands allow; where axes have length 1 there are several."""
         evaluation = Evaluation({x: Tensor(_leaf("x", labels), tuple(labels))}, self._constants, self._graph)
         found, column_shape = evaluation.tensor(matrix), self._shape(column)
@@ -256,11 +198,11 @@ class Searcher:
         hint = _axis_hint(matrix, column, len(shape))
         # Fewest normalised axes first, unless the graph names one.
         for axis in sorted(axes, key=lambda axis: (axis != hint, -axis)):
-            frame = _Frame(shape, labels, axis)
+            frame = Frame(shape, labels, axis)
             if frame.norm:
                 yield frame
 
-    def _search(self, roles: _Roles, frame: _Frame, column: ir.Value, progress: _Progress) -> bool:
+    def _search(self, roles: _Roles, frame: Frame, column: ir.Value, progress: _Progress) -> bool:
         """Try the mean as computed or as given; return whether a gradient was found that no other can better."""
         evaluation = self._evaluate(roles, frame)
         found = evaluation.tensor(column)
@@ -279,7 +221,7 @@ class Searcher:
                 return True
         return False
 
-    def _extend(self, roles: _Roles, frame: _Frame, progress: _Progress) -> bool:
+    def _extend(self, roles: _Roles, frame: Frame, progress: _Progress) -> bool:
         """Try the next leaf, depth first; return whether a gradient was found that no other can better."""
         if progress.budget <= 0:
             return False
@@ -293,7 +235,7 @@ class Searcher:
             return self._match(evaluation, roles, frame, progress)
         return any(self._extend(extended, frame, progress) for extended in self._options(evaluation, roles, frame))
 
-    def _options(self, evaluation: Evaluation, roles: _Roles, frame: _Frame) -> Iterator[_Roles]:
+    def _options(self, evaluation: Evaluation, roles: _Roles, frame: Frame) -> Iterator[_Roles]:
         """Yield the roles with one more leaf: an operand of what is known already."""
         operands = self._operands(evaluation)
         if roles.mean is not None and roles.statistic is None:
@@ -306,7 +248,7 @@ class Searcher:
         elif roles.gamma is None:
             yield from self._gammas(evaluation, roles, frame)
 
-    def _gradients(self, operand: ir.Value, roles: _Roles, frame: _Frame) -> Iterator[_Roles]:
+    def _gradients(self, operand: ir.Value, roles: _Roles, frame: Frame) -> Iterator[_Roles]:
         """Yield the roles with dy, and with gamma where the operand is a product."""
         for value, order in self._origins(operand, None):
             product = _producer(value, {"Mul"})
@@ -321,7 +263,7 @@ class Searcher:
         for dy, axes in self._matrices(operand, None, roles.x, frame):
             yield replace(roles, dy=dy, dy_axes=axes)
 
-    def _gammas(self, evaluation: Evaluation, roles: _Roles, frame: _Frame) -> Iterator[_Roles]:
+    def _gammas(self, evaluation: Evaluation, roles: _Roles, frame: Frame) -> Iterator[_Roles]:
         """Yield the roles with gamma: what known values are multiplied with, or what the forward operator has."""
         scales = [root for operand in self._operands(evaluation) for root in self._roots(operand)]
         forward = None if roles.mean is None else _producer(roles.mean, {"LayerNormalization"})
@@ -333,7 +275,7 @@ class Searcher:
         if forward is not None and isinstance(self._constants.get(scales[-1]), Tensor):
             yield replace(roles, gamma=scales[-1], gamma_is_number=True)
 
-    def _is_scale(self, value: ir.Value, frame: _Frame) -> bool:
+    def _is_scale(self, value: ir.Value, frame: Frame) -> bool:
         """Return whether a value may be gamma; a single number is a constant factor."""
         is_number = _is_number(self._shape(value)) and self._constants.get(value) is not None
         return self._fits(value, frame.row_axes) and not is_number
@@ -350,7 +292,7 @@ class Searcher:
                     unknown[operand] = None
         return sorted(unknown, key=lambda value: self._constants.get(value) is not None)
 
-    def _statistics(self, operand: ir.Value, frame: _Frame) -> Iterator[Statistic]:
+    def _statistics(self, operand: ir.Value, frame: Frame) -> Iterator[Statistic]:
         """Yield what the statistic behind a factor of the columns may be."""
         value = operand
         chain = [value]
@@ -370,7 +312,7 @@ class Searcher:
                 yield Statistic(each, "rstd")
                 yield Statistic(each, "std")
 
-    def _variances(self, value: ir.Value, frame: _Frame) -> Iterator[Statistic]:
+    def _variances(self, value: ir.Value, frame: Frame) -> Iterator[Statistic]:
         """Yield the variances in what a root is taken of: the variance itself, or with epsilon added."""
         node = _producer(value, {"Add"})
         for each in [*([] if node is None else node.inputs), value]:
@@ -380,7 +322,7 @@ class Searcher:
             if root is not None:
                 yield Statistic(root, "variance")
 
-    def _match(self, evaluation: Evaluation, roles: _Roles, frame: _Frame, progress: _Progress) -> bool:
+    def _match(self, evaluation: Evaluation, roles: _Roles, frame: Frame, progress: _Progress) -> bool:
         """Compare what follows from the leaves with the operator's definition.
 
         Returns:
@@ -420,9 +362,10 @@ class Searcher:
                 expected["gamma_delta"] = (sum_over(scaled, summed), kept)
                 expected["beta_delta"] = (sum_over(dy, summed), kept)
             outputs = {name: _equal(evaluation, *wanted) for name, wanted in expected.items()}
-            if not outputs["input_delta"] and not outputs.get("gamma_delta"):
-                _explain(evaluation, terms, progress)
-                continue
+            if not outputs["input_delta"]:
+                _explain(evaluation, terms, frame, progress)
+                if not outputs.get("gamma_delta") or _row_sum(evaluation, frame) is not None:
+                    continue
             number = float(np.float32(float(epsilon)))
             # What adds an epsilon that is no float32 number computes something else, by the difference.
             if abs(Fraction(number) - epsilon) > epsilon * Fraction(1, 1 << 24) or (
@@ -444,7 +387,7 @@ class Searcher:
     def _note(
         self,
         roles: _Roles,
-        frame: _Frame,
+        frame: Frame,
         epsilon: float,
         outputs: dict[str, tuple[ir.Value, ...]],
         progress: _Progress,
@@ -497,7 +440,7 @@ class Searcher:
 
     # Leaves
 
-    def _evaluate(self, roles: _Roles, frame: _Frame) -> Evaluation:
+    def _evaluate(self, roles: _Roles, frame: Frame) -> Evaluation:
         leaves = {roles.x: Tensor(_leaf("x", frame.labels), tuple(frame.labels))}
         if roles.dy is not None:
             order = roles.dy_axes or range(len(frame.labels))
@@ -511,7 +454,7 @@ class Searcher:
             leaves[roles.statistic.value] = self._column("statistic", roles.statistic.value, frame)
         return Evaluation(leaves, self._constants, self._graph)
 
-    def _gamma(self, roles: _Roles, frame: _Frame) -> Tensor | None:
+    def _gamma(self, roles: _Roles, frame: Frame) -> Tensor | None:
         if roles.gamma is None:
             return None
         axes = frame.row_axes(self._shape(roles.gamma) or ())
@@ -521,12 +464,12 @@ class Searcher:
             return Tensor(number.element, axes)
         return Tensor(_leaf("gamma", axes), axes)
 
-    def _column(self, name: str, value: ir.Value, frame: _Frame) -> Tensor:
+    def _column(self, name: str, value: ir.Value, frame: Frame) -> Tensor:
         axes = frame.column_axes(self._shape(value) or ())
         assert axes is not None
         return Tensor(_leaf(name, axes, is_positive=name == "statistic"), axes)
 
-    def _variance(self, statistic: Statistic, frame: _Frame) -> Polynomial:
+    def _variance(self, statistic: Statistic, frame: Frame) -> Polynomial:
         element = self._column("statistic", statistic.value, frame).element
         exponent = {"variance": 1, "rstd": -2, "std": 2}[statistic.kind]
         return power(element, Fraction(exponent))
@@ -536,7 +479,7 @@ class Searcher:
         return shape is not None and axes_of(shape) is not None
 
     def _matrices(
-        self, value: ir.Value | None, order: tuple[int, ...] | None, x: ir.Value, frame: _Frame
+        self, value: ir.Value | None, order: tuple[int, ...] | None, x: ir.Value, frame: Frame
     ) -> list[tuple[ir.Value, tuple[int, ...] | None]]:
         """Return what may be dy behind a value, with which of x's axes its own are; in x's order first."""
         found: list[tuple[ir.Value, tuple[int, ...] | None]] = []
@@ -591,22 +534,8 @@ def _leaf(name: str, axes: Sequence[Axis], *, is_positive: bool = False) -> Poly
     return atom(Leaf(name, frozenset(symbol for axis in axes for symbol in axis), is_positive))
 
 
-def _same_dims(shape: Sequence[Dim], wanted: Sequence[Dim]) -> bool:
-    return len(shape) == len(wanted) and all(a is not None and a == b for a, b in zip(shape, wanted, strict=True))
-
-
 def _is_number(shape: Sequence[Dim] | None) -> bool:
     return shape is not None and all(dim == 1 for dim in shape)
-
-
-def _split(axis: Axis, split: SplitError) -> Axis:
-    symbol, parts = split.symbol, []
-    for each in axis:
-        if each == symbol and each.length is not None:
-            parts += [Symbol(f"{each.name}.0", each.length // split.inner), Symbol(f"{each.name}.1", split.inner)]
-        else:
-            parts.append(each)
-    return tuple(parts)
 
 
 def _producer(value: ir.Value | None, op_types: set[str] | frozenset[str]) -> ir.Node | None:
@@ -677,35 +606,48 @@ def _equal(evaluation: Evaluation, element: Polynomial, symbols: tuple[Symbol, .
     return tuple(found)
 
 
-def _explain(evaluation: Evaluation, terms: tuple[Polynomial, ...], progress: _Progress) -> None:
+def _explain(evaluation: Evaluation, terms: tuple[Polynomial, ...], frame: Frame, progress: _Progress) -> None:
     """Note what stops a value that is not far from the gradient."""
     names = ("rstd * g", "rstd * mean(g)", "rstd * xhat * mean(g * xhat)")
+    row_sum = _row_sum(evaluation, frame)
+    if row_sum is None:
+        return
+    reason = (
+        f"{row_sum.name!r} sums products of input and gradient over each row, but nothing equal to input_delta follows"
+    )
+    progress.reasons.append((0, reason))
     for value in evaluation.known:
         tensor = evaluation.tensor(value)
-        if tensor is None or not _looks_like(tensor.element):
+        if tensor is None or not any(
+            _row_sums(monomial, frame) and "x" in _leaves(monomial) for monomial in tensor.element
+        ):
             continue
-        score = 1
-        reason = f"{value.name!r} multiplies the input with a sum of its products with the gradient in another way"
         wrong = [
             name
             for name, term in zip(names, terms, strict=True)
             if any(tensor.element.get(monomial) != coefficient for monomial, coefficient in term.items())
         ]
-        if len(wrong) < 3:
-            score = 4 - len(wrong)
-            reason = f"{value.name!r} is not the gradient: it differs in " + " and ".join(wrong)
-            if not wrong:
-                reason = f"{value.name!r} is the gradient and more: it has other terms"
-        progress.reasons.append((score, reason))
+        if len(wrong) == len(names):
+            continue
+        found = "it differs in " + " and ".join(wrong) if wrong else "it has other terms beside it"
+        progress.reasons.append((4 - len(wrong), f"{value.name!r} is not input_delta: {found}"))
 
 
-def _looks_like(element: Polynomial) -> bool:
-    """Return whether a term has x beside a sum of products of x and dy."""
-    for monomial in element:
-        factors = {each.name for each, _ in monomial if isinstance(each, Leaf)}
-        for each, _ in monomial:
-            if isinstance(each, Sum) and "x" in factors:
-                inner = {leaf.name for leaf, _ in each.monomial if isinstance(leaf, Leaf)}
-                if {"x", "dy"} <= inner:
-                    return True
-    return False
+def _row_sum(evaluation: Evaluation, frame: Frame) -> ir.Value | None:
+    """Return a value with the sum of products of x and dy over each row, which input_delta needs and others do not."""
+    for value in evaluation.known:
+        tensor = evaluation.tensor(value)
+        if tensor is not None and any(_row_sums(monomial, frame) for monomial in tensor.element):
+            return value
+    return None
+
+
+def _row_sums(monomial: Monomial, frame: Frame) -> bool:
+    return any(
+        isinstance(each, Sum) and not each.symbols & set(frame.lead) and {"x", "dy"} <= _leaves(each.monomial)
+        for each, _ in monomial
+    )
+
+
+def _leaves(monomial: Monomial) -> set[str]:
+    return {each.name for each, _ in monomial if isinstance(each, Leaf)}
