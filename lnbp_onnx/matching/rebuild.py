@@ -45,7 +45,7 @@ def rebuilt(rstd: ir.Node, infos: Infos, opset: int) -> Gradient | None:
                     _stripped(parts.variance, ("Reshape", "Cast")),
                 ):
                     inputs = [x, dy, gamma, None, mean, variance]
-                    found = _look_up(inputs, axis, parts.epsilon, infos, opset)
+                    found = _look_up(inputs, axis, parts.epsilon, infos, opset, rstd.graph)
                     if found is not None:
                         return found
     return None
@@ -56,17 +56,24 @@ def is_rstd(node: ir.Node) -> bool:
     return _is(node, "Reciprocal") and _is(_source(node, 0), "Sqrt")
 
 
-def _look_up(inputs: list[ir.Value | None], axis: int, epsilon: float, infos: Infos, opset: int) -> Gradient | None:
+def _look_up(
+    inputs: list[ir.Value | None],
+    axis: int,
+    epsilon: float,
+    infos: Infos,
+    opset: int,
+    graph: ir.Graph | ir.Function | None,
+) -> Gradient | None:
     x, dy, gamma, _, mean, variance = inputs
     assert x is not None
     assert dy is not None
-    lookup = _Lookup(inputs, axis, epsilon, infos, opset)
+    lookup = _Lookup(inputs, axis, epsilon, infos, opset, graph)
     found = lookup.outputs()
     if found is None or not found[0]:
         return None
     if gamma is not None and not found[2]:
         for beta in _shaped_like(dy):
-            other = _Lookup([x, dy, gamma, beta, mean, variance], axis, epsilon, infos, opset)
+            other = _Lookup([x, dy, gamma, beta, mean, variance], axis, epsilon, infos, opset, graph)
             again = other.outputs()
             if again is not None and again[2]:
                 found, lookup, inputs = again, other, [x, dy, gamma, beta, mean, variance]
@@ -91,7 +98,16 @@ def _look_up(inputs: list[ir.Value | None], axis: int, epsilon: float, infos: In
 class _Lookup:
     """A body built anew, and where its values are in the graph."""
 
-    def __init__(self, inputs: Sequence[ir.Value | None], axis: int, epsilon: float, infos: Infos, opset: int) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[ir.Value | None],
+        axis: int,
+        epsilon: float,
+        infos: Infos,
+        opset: int,
+        graph: ir.Graph | ir.Function | None,
+    ) -> None:
+        self._graph = graph
         self._inputs = inputs
         self._axis = axis
         self._epsilon = epsilon
@@ -134,7 +150,7 @@ class _Lookup:
             candidate.outputs[0]: None
             for value in placed
             for candidate in value.consumers()
-            if self._is_same_node(node, candidate)
+            if candidate.graph is self._graph and self._is_same_node(node, candidate)
         }
         if found:
             self._places[node.outputs[0]] = list(found)

@@ -69,6 +69,7 @@ class Gradient:
         dy_order: The order in which dy's axes are x's, None where they are.
         gamma_shape: The shape that gamma has to be given, None where its own will do.
         inner: Values that belong to it and may be used by nothing.
+        region: The values that follow from its operands.
     """
 
     x: ir.Value
@@ -84,14 +85,22 @@ class Gradient:
     dy_order: tuple[int, ...] | None = None
     gamma_shape: tuple[Dim, ...] | None = None
     inner: tuple[ir.Value, ...] = ()
+    region: frozenset[ir.Value] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class NearMiss:
-    """What looks like a gradient and is not taken: the node it was looked for at, and why."""
+    """What looks like a gradient and is not taken.
+
+    Attributes:
+        node: The node that it was looked for at.
+        reason: Why.
+        region: The values that follow from its operands.
+    """
 
     node: ir.Node
     reason: str
+    region: frozenset[ir.Value]
 
 
 @dataclass(slots=True)
@@ -124,6 +133,7 @@ class _Progress:
 
     budget: int = _MOST_EVALUATIONS
     reasons: list[tuple[int, str]] = field(default_factory=list)
+    region: set[ir.Value] = field(default_factory=set)
     best: Gradient | None = None
     score: int = 0
 
@@ -141,8 +151,9 @@ class Searcher:
         for node in self._graph:
             if node.op_type == "Sub" and node.domain in ("", "ai.onnx"):
                 pairs = [(node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])]
-            elif node.op_type == "Add" and node.domain in ("", "ai.onnx"):
-                pairs = [(node.inputs[i], node.inputs[1 - i]) for i in (0, 1) if _op_type(node.inputs[1 - i]) == "Neg"]
+            elif node.op_type in ("Add", "Sum") and len(node.inputs) == 2 and node.domain in ("", "ai.onnx"):
+                negations = [(index, _producer(node.inputs[1 - index], {"Neg"})) for index in (0, 1)]
+                pairs = [(node.inputs[index], neg.inputs[0]) for index, neg in negations if neg is not None]
             else:
                 continue
             for matrix, column in pairs:
@@ -160,7 +171,7 @@ class Searcher:
             if progress.best is not None:
                 return progress.best
         if progress.reasons:
-            return NearMiss(node, max(progress.reasons, key=lambda reason: reason[0])[1])
+            return NearMiss(node, max(progress.reasons, key=lambda reason: reason[0])[1], frozenset(progress.region))
         return None
 
     def _find_with(
@@ -364,7 +375,7 @@ class Searcher:
             outputs = {name: _equal(evaluation, *wanted) for name, wanted in expected.items()}
             if not outputs["input_delta"]:
                 _explain(evaluation, terms, frame, progress)
-                if not outputs.get("gamma_delta") or _row_sum(evaluation, frame) is not None:
+                if not outputs.get("gamma_delta") or not self._is_alone(evaluation, frame):
                     continue
             number = float(np.float32(float(epsilon)))
             # What adds an epsilon that is no float32 number computes something else, by the difference.
@@ -377,7 +388,7 @@ class Searcher:
             if exact is None:
                 progress.reasons.append((2, "no value that is equal to input_delta has the type of input_forward"))
                 continue
-            self._note(roles, frame, number, exact, progress)
+            self._note(roles, frame, number, exact, evaluation, progress)
             if outputs["input_delta"] and (
                 outputs.get("gamma_delta") or (gamma is not None and not roles.gamma_is_number)
             ):
@@ -390,6 +401,7 @@ class Searcher:
         frame: Frame,
         epsilon: float,
         outputs: dict[str, tuple[ir.Value, ...]],
+        evaluation: Evaluation,
         progress: _Progress,
     ) -> None:
         """Keep a gradient if it is better than what was found before."""
@@ -413,6 +425,13 @@ class Searcher:
             outputs,
             dy_order=order,
             gamma_shape=shape[extra:] if shape is not None and extra > 0 else None,
+            region=frozenset(evaluation.known),
+        )
+
+    def _is_alone(self, evaluation: Evaluation, frame: Frame) -> bool:
+        """Return whether nothing hints at an input_delta beside a gamma_delta: a row's sum, or another gamma."""
+        return _row_sum(evaluation, frame) is None and not any(
+            self._is_scale(root, frame) for operand in self._operands(evaluation) for root in self._roots(operand)
         )
 
     def _exact(self, roles: _Roles, outputs: dict[str, tuple[ir.Value, ...]]) -> dict[str, tuple[ir.Value, ...]] | None:
@@ -543,11 +562,6 @@ def _producer(value: ir.Value | None, op_types: set[str] | frozenset[str]) -> ir
     return node if node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types else None
 
 
-def _op_type(value: ir.Value | None) -> str | None:
-    node = None if value is None else value.producer()
-    return None if node is None else node.op_type
-
-
 def _before(transpose: ir.Node, order: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """Return the order of the axes of what is transposed, given the order of the result's."""
     attribute = transpose.attributes.get("perm")
@@ -612,6 +626,7 @@ def _explain(evaluation: Evaluation, terms: tuple[Polynomial, ...], frame: Frame
     row_sum = _row_sum(evaluation, frame)
     if row_sum is None:
         return
+    progress.region.update(evaluation.known)
     reason = (
         f"{row_sum.name!r} sums products of input and gradient over each row, but nothing equal to input_delta follows"
     )

@@ -150,29 +150,38 @@ class _Fuser:
         for node in [node for node in graph if is_rstd(node)]:
             while node.graph is not None:
                 gradient = rebuilt(node, self._infos, opset)
-                if gradient is None or not self._substitute(substitution, gradient, node, place, "decomposed"):
+                if gradient is None or self._substitute(substitution, gradient, place, "decomposed") is not None:
                     break
         searcher = Searcher(graph, Constants(self._infos))
+        settled: set[ir.Value] = set()
         for node, matrix, column in list(searcher.anchors()):
             while node.graph is not None:
                 found = searcher.find(node, matrix, column)
-                if isinstance(found, NearMiss):
+                # A gradient holds more than one difference; what stopped the first is worth telling.
+                is_first = node.outputs[0] not in settled
+                if found is not None:
+                    settled.update(found.region)
+                if isinstance(found, NearMiss) and is_first:
                     self._miss(place, node, found.reason)
-                if not isinstance(found, Gradient) or not self._substitute(substitution, found, node, place, "formula"):
+                if not isinstance(found, Gradient):
+                    break
+                reason = self._substitute(substitution, found, place, "formula")
+                if reason and is_first:
+                    self._miss(place, node, reason)
+                if reason is not None:
                     break
 
-    def _substitute(
-        self, substitution: Substitution, gradient: Gradient, anchor: ir.Node, place: str, form: str
-    ) -> bool:
+    def _substitute(self, substitution: Substitution, gradient: Gradient, place: str, form: str) -> str | None:
+        """Replace a gradient; return why not, "" where there is nothing to replace, None where it is done."""
         try:
             substitution.parse(gradient)
         except InvalidNodeError as error:
-            self._miss(place, anchor, str(error))
-            return False
+            return str(error)
         operator = substitution.apply(gradient)
-        if operator is not None:
-            self.fused.append(Fused(operator, place, form))
-        return operator is not None
+        if operator is None:
+            return ""
+        self.fused.append(Fused(operator, place, form))
+        return None
 
     def _miss(self, place: str, node: ir.Node, reason: str) -> None:
         name = node.name or next((output.name for output in node.outputs if output.name), None) or node.op_type
