@@ -193,9 +193,8 @@ class Writer:
                 results["dbeta"] = self.total(dy, lead, keepdims=0)
         taps = {f"tap{index}": self.inner[number % len(self.inner)] for index, number in enumerate(style.taps)}
         for name, value in results.items():
-            if half:
-                value = self.op("Cast", value, to=helper.np_dtype_to_tensor_dtype(DTYPES[style.t]))
-            self.nodes.append(helper.make_node("Identity", [value], [name]))
+            final = self.op("Cast", value, to=helper.np_dtype_to_tensor_dtype(DTYPES[style.t])) if half else value
+            self.nodes.append(helper.make_node("Identity", [final], [name]))
         for name, value in taps.items():
             self.nodes.append(helper.make_node(("Exp", "Identity")[self.choose(2)], [value], [name]))
         return self.model(rank, results, taps)

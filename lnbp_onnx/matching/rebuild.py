@@ -145,7 +145,8 @@ class _Lookup:
         return parse("", attributes, infos, (True, affine, affine))
 
     def _place(self, node: ir.Node) -> None:
-        placed = next((self._places[value] for value in node.inputs if value in self._places), [])
+        known = [self._places[value] for value in node.inputs if value in self._places]
+        placed = min(known, key=lambda values: sum(len(value.uses()) for value in values), default=[])
         found = {
             candidate.outputs[0]: None
             for value in placed
