@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LayerNormBackprop: the gradient of layer normalisation as one ONNX operator."""
 
-from lnbp_onnx.api import decompose, embed
+from lnbp_onnx.api import decompose, embed, fuse
 from lnbp_onnx.errors import InvalidModelError, InvalidNodeError, KernelError, LnbpError
 from lnbp_onnx.kernels.native import get_library_path
 from lnbp_onnx.node import gradient_nodes, make_node
@@ -25,6 +25,7 @@ __all__ = [
     "compare",
     "decompose",
     "embed",
+    "fuse",
     "get_library_path",
     "gradient_nodes",
     "inference_session",

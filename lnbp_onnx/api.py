@@ -2,7 +2,7 @@
 """The passes as functions from model to model."""
 
 from lnbp_onnx.edit import AnyModel, apply
-from lnbp_onnx.passes import DecomposePass, EmbedPass
+from lnbp_onnx.passes import DecomposePass, EmbedPass, FusePass
 
 
 def decompose(model: AnyModel) -> AnyModel:
@@ -35,3 +35,19 @@ def embed(model: AnyModel) -> AnyModel:
         InvalidModelError: Where the model's opset is too old or unknown.
     """
     return apply(EmbedPass(), model)
+
+
+def fuse(model: AnyModel) -> AnyModel:
+    """Return the model with the layer-norm gradients that are found in it as LayerNormBackprop nodes.
+
+    Found are what `decompose` writes, the formula in standard operators as PyTorch, JAX and others write it, and the
+    gradient operators of ONNX Runtime training. What a model computes does not change, and values that others use
+    stay. The function that `embed` adds is removed. `model` stays as it is.
+
+    Args:
+        model: A ModelProto or an ``onnx_ir.Model``; the result is of the same kind.
+
+    Raises:
+        InvalidModelError: Where the model cannot be used.
+    """
+    return apply(FusePass(), model)

@@ -26,7 +26,7 @@ from lnbp_onnx import report, spec
 from lnbp_onnx.edit import apply_in_place
 from lnbp_onnx.errors import LnbpError
 from lnbp_onnx.model_io import DEFAULT_SIZE_THRESHOLD, Progress, load_model, runnable, save_model
-from lnbp_onnx.passes import DecomposePass, EmbedPass
+from lnbp_onnx.passes import DecomposePass, EmbedPass, FusePass
 from lnbp_onnx.verify import compare as compare_models
 
 EXIT_FAILED = 1
@@ -80,7 +80,9 @@ SizeThreshold = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and write nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors, and JSON where asked for.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print also what did not change.")]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Print also what did not change, and near misses of fuse.")
+]
 
 
 @app.command()
@@ -134,6 +136,32 @@ def embed(
     request = _Request(model, target, check, rtol, atol, shapes, size_threshold, dry_run)
     nothing = f"the model has no {spec.OP_TYPE} node, or all of them have the function already"
     _rewrite(request, EmbedPass(), nothing, _Printer(as_json, quiet, verbose))
+
+
+@app.command()
+def fuse(
+    model: Input,
+    target: Target = None,
+    output: Output = None,
+    in_place: InPlace = False,
+    check: Check = 0,
+    rtol: Rtol = 1e-5,
+    atol: Atol = 1e-6,
+    input_shape: InputShapes = None,
+    save_as_external_data: External = False,
+    size_threshold: SizeThreshold = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find layer-norm gradients in standard operators and make each one LayerNormBackprop node."""
+    target = _target(model, target, output, in_place, "fused")
+    if save_as_external_data and size_threshold is None:
+        size_threshold = DEFAULT_SIZE_THRESHOLD
+    shapes = _input_shapes(input_shape, check)
+    request = _Request(model, target, check, rtol, atol, shapes, size_threshold, dry_run)
+    _rewrite(request, FusePass(), "no layer-norm gradient was found", _Printer(as_json, quiet, verbose))
 
 
 @app.command()
@@ -265,7 +293,7 @@ def _rewrite(request: _Request, rewriting: ir.passes.InPlacePass, nothing: str, 
         before: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": request.source.stat().st_size}
         result = apply_in_place(rewriting, model)
         after: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": model.ByteSize()}
-    data: dict[str, Any] = {"nodes": report.outcomes(result), "before": before, "after": after}
+    data: dict[str, Any] = report.outcomes(result) | {"before": before, "after": after}
     ok = True
     if request.check:
         data["check"] = _check(request, model)
@@ -281,7 +309,13 @@ def _rewrite(request: _Request, rewriting: ir.passes.InPlacePass, nothing: str, 
 
     printer.data(data)
     if data["nodes"]:
-        printer.show(report.operators_table(data["nodes"]))
+        table = report.fused_table if "missed" in data else report.operators_table
+        printer.show(table(data["nodes"]))
+    if data.get("missed"):
+        if printer.verbose:
+            printer.show(report.missed_table(data["missed"]))
+        else:
+            printer.say(f"Near misses: {len(data['missed'])}; -v says what stopped them.")
     if result.modified:
         printer.show(report.change_table(before, after, data.get("check"), everything=printer.verbose))
     if request.check:

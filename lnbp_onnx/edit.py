@@ -30,8 +30,8 @@ def apply(rewriting: ir.passes.InPlacePass, model: AnyModel) -> AnyModel:
     """Return `model` with a pass applied; the model itself is left as it was.
 
     Args:
-        rewriting: A pass that adds and removes nodes, functions and imports, pads a node's inputs, trims its omitted
-            outputs or adds attributes to it, and leaves the rest alone.
+        rewriting: A pass that adds and removes nodes, functions and imports, removes initializers, pads a node's
+            inputs, trims its omitted outputs or adds attributes to it, and leaves the rest alone.
         model: A ModelProto, whose external data is not looked at, or an ``onnx_ir.Model``.
     """
     if isinstance(model, ir.Model):
@@ -98,6 +98,9 @@ def _apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) ->
     proto.ir_version = model.ir_version or proto.ir_version
     _write_imports(model.opset_imports, proto)
     _write_graph(model.graph, proto.graph, origins)
+    if not proto.training_info:
+        # The graphs of a training_info may use the initializers.
+        _remove_initializers(model.graph, proto.graph, origins)
     result = onnx.ModelProto()
     for function in model.functions.values():
         function_proto = functions.get(function)
@@ -173,6 +176,17 @@ def _write_graph(graph: ir.Graph, proto: GraphOrFunction, origins: dict[ir.Node,
     proto.ClearField("node")
     proto.ClearField("value_info")
     proto.MergeFrom(result)
+
+
+def _remove_initializers(graph: ir.Graph, proto: onnx.GraphProto, origins: dict[ir.Node, onnx.NodeProto]) -> None:
+    """Remove from `proto` the initializers that `graph` does not have any more, subgraphs included."""
+    for index in reversed(range(len(proto.initializer))):
+        if proto.initializer[index].name not in graph.initializers:
+            del proto.initializer[index]
+    for node in graph:
+        if node in origins:
+            for subgraph, subgraph_proto in _subgraph_pairs(node, origins[node]):
+                _remove_initializers(subgraph, subgraph_proto, origins)
 
 
 def _write_node(node: ir.Node, proto: onnx.NodeProto) -> None:

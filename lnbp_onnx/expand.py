@@ -65,7 +65,7 @@ def expand(operators: Iterable[Operator], scope: Scope, model: ir.Model) -> None
         InvalidModelError: Where the scope's opset is too old or unknown.
     """
     opset = import_default_domain(scope.graph, model)
-    unique_name = unique_names(_names(scope.graph))
+    unique_name = unique_names(names_in(scope.graph))
     replacements = []
     for operator in operators:
         node = operator.node
@@ -93,7 +93,7 @@ def unique_names(taken: set[str | None]) -> Callable[[str], str]:
     return unique_name
 
 
-def _names(graph: ir.Graph) -> set[str | None]:
+def names_in(graph: ir.Graph) -> set[str | None]:
     """Return the names of the values and nodes of a graph and its subgraphs."""
     taken: set[str | None] = set()
     for each in (graph, *graph.subgraphs()):

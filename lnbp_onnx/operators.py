@@ -62,7 +62,9 @@ def find_operators(scope: Scope, functions: Iterable[ir.Function]) -> list[Opera
     Raises:
         InvalidNodeError: Where one of them is refused by the specification.
     """
-    found = [(node, place) for node, place in _walk(scope.graph, scope.place) if is_operator(node)]
+    found = [
+        (node, place) for graph, place in graphs_of(scope.graph, scope.place) for node in graph if is_operator(node)
+    ]
     if not found:
         return []
     infos = infer(scope.graph, functions, scope.opset_imports)
@@ -88,9 +90,10 @@ def _attribute_proto(attribute: ir.Attr) -> onnx.AttributeProto:
     return serialize(attribute)
 
 
-def _walk(graph: ir.Graph, place: str) -> Iterator[tuple[ir.Node, str]]:
+def graphs_of(graph: ir.Graph, place: str) -> Iterator[tuple[ir.Graph, str]]:
+    """Yield a graph and its subgraphs, each with how a person is told of its place."""
+    yield graph, place
     for node in graph:
-        yield node, place
         for name, subgraphs in subgraphs_of(node):
             for subgraph in subgraphs:
-                yield from _walk(subgraph, f"{place} / {node.op_type} {node.name or ''!r} {name}")
+                yield from graphs_of(subgraph, f"{place} / {node.op_type} {node.name or ''!r} {name}")

@@ -19,6 +19,7 @@ from lnbp_onnx.errors import KernelError
 from lnbp_onnx.kernels import native
 from lnbp_onnx.node import BackpropNode
 from lnbp_onnx.operators import Operator, find_operators, scopes
+from lnbp_onnx.passes import FuseResult
 from lnbp_onnx.protos import model_nodes
 from lnbp_onnx.session import IN_HOST_MEMORY
 from lnbp_onnx.specialise import specialise_functions
@@ -30,13 +31,41 @@ _PACKAGES = ("lnbp-onnx", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-extensi
 _OUTCOMES = {"served": "kept, with the function", "decomposed": "decomposed"}
 
 
-def outcomes(result: ir.passes.PassResult) -> list[dict[str, Any]]:
-    """Describe the operator's nodes that a pass met, with what became of each."""
-    return [
-        describe(operator) | {"result": sentence}
-        for field, sentence in _OUTCOMES.items()
-        for operator in getattr(result, field, ())
-    ]
+def outcomes(result: ir.passes.PassResult) -> dict[str, Any]:
+    """Describe what a pass met: the operator's nodes with what became of each, and near misses of *fuse*."""
+    if isinstance(result, FuseResult):
+        return {
+            "nodes": [
+                {"node": each.node.name or "", "place": each.place, "result": each.form} for each in result.fused
+            ],
+            "missed": [{"node": each.name, "place": each.place, "reason": each.reason} for each in result.missed],
+        }
+    return {
+        "nodes": [
+            describe(operator) | {"result": sentence}
+            for field, sentence in _OUTCOMES.items()
+            for operator in getattr(result, field, ())
+        ]
+    }
+
+
+def fused_table(fused: list[dict[str, Any]]) -> Table:
+    """Return the table of the nodes that *fuse* made, and of the forms that they replace."""
+    return _places(f"{spec.OP_TYPE} nodes fused: {len(fused)}", ("node", "place", "from"), fused, "result")
+
+
+def missed_table(missed: list[dict[str, Any]]) -> Table:
+    """Return the table of what looks like a layer-norm gradient and is none, with the reason."""
+    return _places(f"Near misses: {len(missed)}", ("at", "place", "what stopped it"), missed, "reason")
+
+
+def _places(title: str, columns: tuple[str, ...], rows: list[dict[str, Any]], last: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(escape(row["node"]), escape(row["place"]), escape(row[last]))
+    return table
 
 
 def found_operators(model: onnx.ModelProto) -> list[dict[str, Any]]:

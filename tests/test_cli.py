@@ -49,7 +49,7 @@ def test_without_arguments() -> None:
 def test_help() -> None:
     module = [sys.executable, "-m", "lnbp_onnx", "--help"]
     for run in (command("--help"), subprocess.run(module, capture_output=True, text=True, check=True)):
-        for name in ("decompose", "embed", "compare", "inspect", "info"):
+        for name in ("decompose", "embed", "fuse", "compare", "inspect", "info"):
             assert name in run.stdout
 
 
@@ -214,3 +214,26 @@ def test_names_are_not_markup(tmp_path: Path) -> None:
     assert run.returncode == 0
     assert "[bold]n[/bold][/]" in run.stdout
     assert "[red]m[-].decomposed.onnx" in run.stdout
+
+
+def test_fuse_goes_back(tmp_path: Path) -> None:
+    path = Path(__file__).parent / "data" / "torch_encoder_training_decomposed.onnx"
+    run = command("fuse", path, tmp_path / "fused.onnx", "--check", "--json")
+    assert run.returncode == 0
+    found = json.loads(run.stdout)
+    assert [node["result"] for node in found["nodes"]] == ["formula"] * 5
+    assert found["after"]["operators"]["lnbp::LayerNormBackprop"] == 5
+    assert found["check"]["runtimes"] == ["onnxruntime", "onnxruntime with the native kernel"]
+    run = command("fuse", tmp_path / "fused.onnx", "-v")
+    assert "Nothing to do: no layer-norm gradient was found." in run.stdout
+
+
+def test_near_misses_are_told(tmp_path: Path) -> None:
+    path = Path(__file__).parent / "data" / "torch_layernorm_affine_decomposed.onnx"
+    model = onnx.load(path)
+    division = next(node for node in model.graph.node if node.op_type == "Div")
+    division.op_type = "Mul"
+    onnx.save(model, tmp_path / "m.onnx")
+    quiet, verbose = (command("fuse", tmp_path / "m.onnx", "--dry-run", *more) for more in ((), ("-v",)))
+    assert "-v says what stopped them" in quiet.stdout
+    assert "what stopped it" in verbose.stdout

@@ -22,6 +22,7 @@ NAMES = {
     "compare",
     "decompose",
     "embed",
+    "fuse",
     "get_library_path",
     "gradient_nodes",
     "inference_session",

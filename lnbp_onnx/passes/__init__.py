@@ -3,5 +3,15 @@
 
 from lnbp_onnx.passes.decompose import DecomposePass, DecomposeResult
 from lnbp_onnx.passes.embed import EmbedPass, EmbedResult
+from lnbp_onnx.passes.fuse import Fused, FusePass, FuseResult, Missed
 
-__all__ = ["DecomposePass", "DecomposeResult", "EmbedPass", "EmbedResult"]
+__all__ = [
+    "DecomposePass",
+    "DecomposeResult",
+    "EmbedPass",
+    "EmbedResult",
+    "FusePass",
+    "FuseResult",
+    "Fused",
+    "Missed",
+]

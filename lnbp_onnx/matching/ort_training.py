@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layer-norm gradients of ONNX Runtime training, by the operator."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from lnbp_onnx import spec
+from lnbp_onnx.errors import InvalidNodeError
+from lnbp_onnx.matching.substitute import take_over
+from lnbp_onnx.node import TensorInfo, attribute_protos
+
+DOMAIN = "com.microsoft"
+OP_TYPES = ("LayerNormalizationGrad", "InvertibleLayerNormalizationGrad")
+
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def is_gradient(node: ir.Node) -> bool:
+    """Return whether the node is a layer-norm gradient of ONNX Runtime training."""
+    return node.domain == DOMAIN and node.op_type in OP_TYPES
+
+
+def replace(node: ir.Node, infos: dict[ir.Value, TensorInfo], unique_name: Callable[[str], str]) -> ir.Node:
+    """Replace a node by the operator and what turns its inputs into the operator's; return the operator's node.
+
+    ``LayerNormalizationGrad`` has (Y_grad, X, scale, mean, inv_std_var), ``InvertibleLayerNormalizationGrad``
+    (Y_grad, Y, scale, bias, inv_std_var): it has the forward operator's output in the place of its input, and the
+    operator gets (Y - bias) / scale / inv_std_var, whose mean is 0.
+
+    Raises:
+        InvalidNodeError: Where an input is missing or the axis is not known.
+    """
+    return _Importer(node, infos, unique_name).replace()
+
+
+class _Importer:
+    def __init__(self, node: ir.Node, infos: dict[ir.Value, TensorInfo], unique_name: Callable[[str], str]) -> None:
+        self._node = node
+        self._infos = infos
+        self._unique_name = unique_name
+        self._label = node.name or next((output.name for output in node.outputs if output.name), None) or node.op_type
+        self._nodes: list[ir.Node] = []
+
+    def replace(self) -> ir.Node:
+        inputs = [value for value in self._node.inputs if value is not None]
+        if len(inputs) != 5:
+            raise InvalidNodeError(f"{self._node.op_type} has {len(inputs)} of its 5 inputs")
+        dy, third, gamma, fourth, inv_std = inputs
+        if self._node.op_type == "LayerNormalizationGrad":
+            x, mean = third, fourth
+        else:
+            x, mean = self._input_of(third, gamma, fourth, inv_std), self._zeros_like(inv_std)
+        variance = self._variance(inv_std)
+        attribute = self._node.attributes.get("axis")
+        if attribute is not None and attribute.is_ref():
+            raise InvalidNodeError("its axis is an attribute of the function, whose value is not known here")
+        axis = -1 if attribute is None else attribute.as_int()
+        outputs = []
+        for old, name in zip(self._node.outputs, spec.OUTPUT_NAMES, strict=False):
+            wanted = bool(old.name) or name == "input_delta"
+            outputs.append(ir.Value(name=old.name or (self._unique_name(f"{self._label}/{name}") if wanted else "")))
+        operator = ir.Node(
+            spec.DOMAIN,
+            spec.OP_TYPE,
+            [x, dy, gamma, None, mean, variance],
+            [ir.serde.deserialize_attribute(proto) for proto in attribute_protos(axis, True, 0.0, True).values()],
+            outputs=outputs,
+            name=self._node.name or self._unique_name(f"{self._label}/{spec.OP_TYPE}"),
+        )
+        self._nodes.append(operator)
+        self._substitute(operator)
+        return operator
+
+    def _substitute(self, operator: ir.Node) -> None:
+        node, graph = self._node, self._node.graph
+        assert isinstance(graph, ir.Graph)
+        for each in self._nodes:
+            each.metadata_props.update(node.metadata_props)
+        graph.insert_after(node, self._nodes)
+        for old, new in zip(node.outputs, operator.outputs, strict=False):
+            if not old.name:
+                continue
+            take_over(old, new)
+            self._infos[new] = self._infos.get(old, TensorInfo())
+            for index, output in enumerate(graph.outputs):
+                if output is old:
+                    graph.outputs[index] = new
+        graph.remove(node, safe=True)
+
+    def _variance(self, inv_std: ir.Value) -> ir.Value:
+        if self._is_half(inv_std):
+            inv_std = self._step("Cast", [inv_std], "inv_std_cast", to=ir.DataType.FLOAT)
+        squared = self._step("Mul", [inv_std, inv_std], "inv_std_squared")
+        return self._step("Reciprocal", [squared], "variance")
+
+    def _input_of(self, y: ir.Value, gamma: ir.Value, beta: ir.Value, inv_std: ir.Value) -> ir.Value:
+        """Return what the normalisation had for input, less its mean; half types are computed in float."""
+        element_type = self._infos[y].element_type
+        y, gamma, beta, inv_std = (
+            self._step("Cast", [value], "cast", to=ir.DataType.FLOAT) if self._is_half(value) else value
+            for value in (y, gamma, beta, inv_std)
+        )
+        value = self._step("Sub", [y, beta], "unshifted")
+        value = self._step("Div", [value, gamma], "xhat")
+        value = self._step("Div", [value, inv_std], "centred")
+        if element_type is not None and ir.DataType(element_type) in _HALF:
+            value = self._step("Cast", [value], "centred_cast", to=ir.DataType(element_type))
+        return value
+
+    def _zeros_like(self, inv_std: ir.Value) -> ir.Value:
+        shape = self._step("Shape", [inv_std], "rows_shape", info=TensorInfo(ir.DataType.INT64))
+        zero = ir.AttrTensor("value", ir.tensor(np.zeros(1, np.float32)))
+        output = self._output("mean", TensorInfo(ir.DataType.FLOAT, self._infos[inv_std].shape))
+        self._nodes.append(ir.Node("", "ConstantOfShape", [shape], [zero], outputs=[output], name=output.name))
+        return output
+
+    def _is_half(self, value: ir.Value) -> bool:
+        element_type = self._infos[value].element_type
+        return element_type is not None and ir.DataType(element_type) in _HALF
+
+    def _step(
+        self,
+        op_type: str,
+        inputs: list[ir.Value],
+        name: str,
+        *,
+        to: ir.DataType | None = None,
+        info: TensorInfo | None = None,
+    ) -> ir.Value:
+        info = info or self._infos[inputs[0]]
+        attributes = []
+        if to is not None:
+            info = TensorInfo(to, info.shape)
+            attributes.append(ir.AttrInt64("to", to))
+        output = self._output(name, info)
+        self._nodes.append(ir.Node("", op_type, inputs, attributes, outputs=[output], name=output.name))
+        return output
+
+    def _output(self, name: str, info: TensorInfo) -> ir.Value:
+        value = ir.Value(name=self._unique_name(f"{self._label}/{name}"))
+        value.type = None if info.element_type is None else ir.TensorType(ir.DataType(info.element_type))
+        value.shape = None if info.shape is None else ir.Shape(info.shape)
+        self._infos[value] = info
+        return value

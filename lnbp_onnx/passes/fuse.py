@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Standard operators to the operator."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from lnbp_onnx import spec
+from lnbp_onnx.errors import InvalidNodeError
+from lnbp_onnx.expand import check_version, import_default_domain, names_in, unique_names
+from lnbp_onnx.inference import subgraphs_of
+from lnbp_onnx.matching import ort_training
+from lnbp_onnx.matching.calls import typed_scopes
+from lnbp_onnx.matching.evaluate import Constants
+from lnbp_onnx.matching.rebuild import is_rstd, rebuilt
+from lnbp_onnx.matching.search import Gradient, NearMiss, Searcher
+from lnbp_onnx.matching.substitute import Substitution
+from lnbp_onnx.node import TensorInfo
+from lnbp_onnx.operators import OPERATOR_ID, Scope, graphs_of
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A new LayerNormBackprop node, where it stands, and the form that it replaces.
+
+    Attributes:
+        node: The node.
+        place: "graph", "function domain::Name", with the way to a subgraph.
+        form: "decomposed" for what `DecomposePass` writes, "formula" for standard operators of any other form, or
+            the replaced operator's name.
+    """
+
+    node: ir.Node
+    place: str
+    form: str
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """What looks like a layer-norm gradient and stays.
+
+    Attributes:
+        place: As in `Fused`.
+        name: The name, or the first output, of the node that it was looked for at: the subtraction of the mean, the
+            reciprocal root or the operator of another domain.
+        reason: What stopped it, to be read by a person.
+    """
+
+    place: str
+    name: str
+    reason: str
+
+
+@dataclass
+class FuseResult(ir.passes.PassResult):
+    """What became of the graph.
+
+    Attributes:
+        fused: What was replaced.
+        missed: What was not, though it is near.
+    """
+
+    fused: tuple[Fused, ...]
+    missed: tuple[Missed, ...]
+
+
+class FusePass(ir.passes.InPlacePass):
+    """Replace what computes layer-norm gradients by LayerNormBackprop nodes.
+
+    Taken, in the main graph, in subgraphs to any depth and in model-local functions, whatever things are named:
+
+    - what `DecomposePass` writes, for every configuration and opset: the body is written again for the inputs that
+      are read off the graph, and compared node by node. Where rows or columns are none, nothing of the operator is
+      left in it and nothing is found. beta's shape, where it is not gamma's, is found only where it is read at run
+      time; otherwise beta_delta stays as it is;
+    - any other way to write the formula in Identity, Cast, Add, Sub, Mul, Div, Sum, Neg, Reciprocal, Sqrt, Pow with a
+      constant, ReduceSum, ReduceMean, ReduceSumSquare, MatMul, Transpose, views and shape arithmetic: PyTorch's,
+      JAX's, the textbook's, before and after simplifiers. The values that depend on x, dy, gamma and the statistics
+      alone are computed as polynomials with rational coefficients and must equal the operator's definition exactly.
+      The statistics may be given (as a variance with or without epsilon, as its root, or as one over the root) or
+      computed; input_delta or else gamma_delta has to be there;
+    - ``com.microsoft::LayerNormalizationGrad`` and ``InvertibleLayerNormalizationGrad``;
+    - the function that `EmbedPass` writes goes; the nodes that call it are the operator already.
+
+    Refused, as a near miss with its reason: a formula that differs in a term (another axis, N, epsilon, operand, sign);
+    an epsilon that is no float32 number; shapes that are not known to be equal; what the specification refuses; a
+    computation in double of float tensors. One over the root that is no output of a LayerNormalization, of a root or
+    an input of the graph may be negative and is not taken for one.
+
+    Values that others use, too, stay, computed as before; what nobody uses any more is removed, initializers included.
+    A graph's inputs and outputs keep their names and order. Fusing again changes nothing.
+    """
+
+    def call(self, model: ir.Model) -> FuseResult:
+        """Rewrite the model in place."""
+        check_version(model)
+        modified = model.functions.pop(OPERATOR_ID, None) is not None
+        fused: list[Fused] = []
+        missed: list[Missed] = []
+        for scope, infos in typed_scopes(model):
+            fuser = _Fuser(scope, infos, model)
+            fuser.run()
+            fused += fuser.fused
+            missed += fuser.missed
+        return FuseResult(model, modified or bool(fused), tuple(fused), tuple(missed))
+
+
+class _Fuser:
+    """The work in one scope."""
+
+    def __init__(self, scope: Scope, infos: dict[ir.Value, TensorInfo], model: ir.Model) -> None:
+        self.fused: list[Fused] = []
+        self.missed: list[Missed] = []
+        self._scope = scope
+        self._infos = infos
+        self._model = model
+        self._unique_name = unique_names(names_in(scope.graph))
+        self._owners = {
+            subgraph: node
+            for node in scope.graph.all_nodes()
+            for _, subgraphs in subgraphs_of(node)
+            for subgraph in subgraphs
+        }
+
+    def run(self) -> None:
+        for graph, place in list(graphs_of(self._scope.graph, self._scope.place)):
+            self._import_operators(graph, place)
+            self._fuse_formulas(graph, place)
+        if self.fused:
+            self._scope.opset_imports.setdefault(spec.DOMAIN, spec.OP_VERSION)
+            import_default_domain(self._scope.graph, self._model)
+        if any(each.form in ort_training.OP_TYPES for each in self.fused) and not any(
+            node.domain == ort_training.DOMAIN for node in self._scope.graph.all_nodes()
+        ):
+            self._scope.opset_imports.pop(ort_training.DOMAIN, None)
+
+    def _import_operators(self, graph: ir.Graph, place: str) -> None:
+        for node in [node for node in graph if ort_training.is_gradient(node)]:
+            form = node.op_type
+            try:
+                self.fused.append(Fused(ort_training.replace(node, self._infos, self._unique_name), place, form))
+            except InvalidNodeError as error:
+                self._miss(place, node, str(error))
+
+    def _fuse_formulas(self, graph: ir.Graph, place: str) -> None:
+        substitution = Substitution(graph, self._infos, self._owners, self._unique_name)
+        opset = self._scope.opset_imports.get("")
+        if opset is None:
+            return
+        for node in [node for node in graph if is_rstd(node)]:
+            while node.graph is not None:
+                gradient = rebuilt(node, self._infos, opset)
+                if gradient is None or self._substitute(substitution, gradient, place, "decomposed") is not None:
+                    break
+        searcher = Searcher(graph, Constants(self._infos))
+        settled: set[ir.Value] = set()
+        for node, matrix, column in list(searcher.anchors()):
+            while node.graph is not None:
+                found = searcher.find(node, matrix, column)
+                # A gradient holds more than one difference; what stopped the first is worth telling.
+                is_first = node.outputs[0] not in settled
+                if found is not None:
+                    settled.update(found.region)
+                if isinstance(found, NearMiss) and is_first:
+                    self._miss(place, node, found.reason)
+                if not isinstance(found, Gradient):
+                    break
+                reason = self._substitute(substitution, found, place, "formula")
+                if reason and is_first:
+                    self._miss(place, node, reason)
+                if reason is not None:
+                    break
+
+    def _substitute(self, substitution: Substitution, gradient: Gradient, place: str, form: str) -> str | None:
+        """Replace a gradient; return why not, "" where there is nothing to replace, None where it is done."""
+        try:
+            substitution.parse(gradient)
+        except InvalidNodeError as error:
+            return str(error)
+        operator = substitution.apply(gradient)
+        if operator is None:
+            return ""
+        self.fused.append(Fused(operator, place, form))
+        return None
+
+    def _miss(self, place: str, node: ir.Node, reason: str) -> None:
+        name = node.name or next((output.name for output in node.outputs if output.name), None) or node.op_type
+        self.missed.append(Missed(place, name, reason))

@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fuse: what it finds, what it leaves alone, and that it changes no result."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from cases import CASES, SMALL_CASES, Case
+from hypothesis import given, settings
+from layer_norm_graphs import MISTAKES, Style, Writer, feeds, styles
+from onnx import ModelProto, NodeProto, TensorProto, helper
+from test_decompose import draw, function_model, make_model, subgraph_model
+
+import lnbp_onnx
+from lnbp_onnx.edit import apply, apply_in_place
+from lnbp_onnx.passes.fuse import FusePass, FuseResult
+from lnbp_onnx.runners import PlainRunner, ReferenceRunner
+
+DATA = Path(__file__).parent / "data"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FLOAT = TensorProto.FLOAT
+
+
+def fuse(model: ModelProto) -> tuple[ModelProto, FuseResult]:
+    """Fuse a model, check what came of it, and that it is left as it is the second time."""
+    before = model.SerializeToString(deterministic=True)
+    result = ModelProto()
+    result.CopyFrom(model)
+    outcome = apply_in_place(FusePass(), result)
+    assert isinstance(outcome, FuseResult)
+    again = ModelProto()
+    again.CopyFrom(result)
+    assert not apply_in_place(FusePass(), again).modified
+    assert again == result
+    assert model.SerializeToString(deterministic=True) == before
+    assert [value.name for value in result.graph.output] == [value.name for value in model.graph.output]
+    assert list(result.graph.input) == list(model.graph.input)
+    return result, outcome
+
+
+def operators(model: ModelProto) -> list[NodeProto]:
+    return [node for node in model.graph.node if node.domain == "lnbp"]
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def assert_same(
+    expected: dict[str, Any], found: dict[str, Any], tolerance: float = 2e-6, smallest: float = 1e-3
+) -> None:
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        wide = array.astype(np.float64)
+        assert found[name].dtype == array.dtype, name
+        assert found[name].shape == array.shape, name
+        finite = np.isfinite(wide)
+        assert (np.isfinite(found[name]) == finite).all(), name
+        error = np.abs(found[name].astype(np.float64) - wide)[finite].max(initial=0)
+        assert error <= tolerance * max(np.abs(wide[finite]).max(initial=0), smallest), (name, error)
+
+
+# Real graphs
+
+
+def real_feeds(model: ModelProto) -> dict[str, Any]:
+    rng = np.random.default_rng(3)
+    values = {}
+    for value in model.graph.input:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if value.type.tensor_type.elem_type == FLOAT:
+            values[value.name] = rng.normal(size=shape).astype(np.float32)
+        else:
+            values[value.name] = rng.integers(0, 12, shape)
+    return values
+
+
+def simplified(model: ModelProto, way: str, tmp_path: Path) -> ModelProto:
+    if way == "as exported":
+        return model
+    if way == "onnxslim":
+        onnxslim = pytest.importorskip("onnxslim")
+        return onnxslim.slim(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, way)
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx.load(tmp_path / "optimised.onnx")
+
+
+@pytest.mark.parametrize("way", ["as exported", "ORT_ENABLE_BASIC", "onnxslim"])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("torch_encoder_training_decomposed", 5),
+        ("torch_layernorm_affine_decomposed", 1),
+        ("torch_layernorm_nobias_decomposed", 1),
+        ("jax_layernorm_vjp", 1),
+    ],
+)
+def test_exported_graphs(name: str, count: int, way: str, tmp_path: Path) -> None:
+    model = simplified(onnx.load(DATA / f"{name}.onnx"), way, tmp_path)
+    result, outcome = fuse(model)
+    onnx.checker.check_model(result)
+    assert len(operators(result)) == count
+    assert len(outcome.fused) == count
+    assert outcome.missed == ()
+    values = real_feeds(model)
+    assert_same(PlainRunner(model).run(values), ReferenceRunner(result).run(values))
+
+
+def test_recorded_torch_gradients() -> None:
+    result, _ = fuse(onnx.load(DATA / "torch_encoder_training_decomposed.onnx"))
+    reference = np.load(EXAMPLES / "torch_encoder_training_reference.npz")
+    outputs = ReferenceRunner(result).run({"ids": reference["ids"], "tgt": reference["tgt"]})
+    for name, output in outputs.items():
+        assert np.abs(output - reference[name]).max() <= 5e-6 * np.abs(reference[name]).max(), name
+
+
+def test_jax_becomes_one_node() -> None:
+    result, _ = fuse(onnx.load(DATA / "jax_layernorm_vjp.onnx"))
+    [node] = result.graph.node
+    assert list(node.input) == ["in_0", "in_3", "in_1"]
+    assert attributes(node)["use_stats"] == 0
+    assert attributes(node)["epsilon"] == np.float32(1e-5)
+    assert not result.graph.initializer
+
+
+def test_nothing_to_do() -> None:
+    model = onnx.load(EXAMPLES / "torch_encoder_training_lnbp.onnx")
+    result, outcome = fuse(model)
+    assert result == model
+    assert not outcome.modified
+
+
+# ONNX Runtime training
+
+
+def test_ort_training_graph() -> None:
+    model = onnx.load(DATA / "ort_training_gpt.onnx")
+    result, outcome = fuse(model)
+    assert len(operators(result)) == 5
+    assert {fused.form for fused in outcome.fused} == {"LayerNormalizationGrad"}
+    assert not [node for node in result.graph.node if node.op_type == "LayerNormalizationGrad"]
+    # The others of the domain are still there.
+    assert "com.microsoft" in {opset.domain for opset in result.opset_import}
+    assert len({output for node in result.graph.node for output in node.output}) == sum(
+        len(node.output) for node in result.graph.node
+    )
+
+
+def test_recorded_ort_gradient() -> None:
+    result, _ = fuse(onnx.load(DATA / "ort_layernormgrad_0.onnx"))
+    assert [opset.domain for opset in result.opset_import] == ["", "lnbp"]
+    arrays = np.load(DATA / "ort_layernormgrad_0.npz")
+    recorded = {name.partition("_")[2]: arrays[name] for name in arrays}
+    values = {value.name: recorded[value.name] for value in result.graph.input}
+    expected = {value.name: recorded[value.name] for value in result.graph.output}
+    assert_same(expected, ReferenceRunner(result).run(values))
+
+
+@pytest.mark.parametrize("t", ["float", "float16"])
+def test_invertible_gradient(t: str) -> None:
+    element_type = FLOAT if t == "float" else TensorProto.FLOAT16
+    dtype = helper.tensor_dtype_to_np_dtype(element_type)
+    node = helper.make_node(
+        "InvertibleLayerNormalizationGrad",
+        ["dy", "y", "gamma", "beta", "inv_std"],
+        ["dx", "dgamma", "dbeta"],
+        domain="com.microsoft",
+        axis=-1,
+    )
+    model = make_model(
+        [node],
+        {
+            "dy": (element_type, [4, 6]),
+            "y": (element_type, [4, 6]),
+            "gamma": (element_type, [6]),
+            "beta": (element_type, [6]),
+            "inv_std": (FLOAT, [4, 1]),
+        },
+        {"dx": (element_type, [4, 6]), "dgamma": (element_type, [6]), "dbeta": (element_type, [6])},
+        domains=["com.microsoft"],
+    )
+    result, _ = fuse(model)
+    onnx.checker.check_model(result, full_check=True)
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(1, 2, (4, 6)), rng.normal(size=(4, 6)).astype(dtype)
+    gamma, beta = rng.uniform(0.5, 1.5, 6).astype(dtype), rng.normal(size=6).astype(dtype)
+    mean, variance = x.mean(axis=1), x.var(axis=1)
+    inv_std = 1 / np.sqrt(variance + 1e-5)[:, None]
+    y = ((x - mean[:, None]) * inv_std * gamma + beta).astype(dtype)
+    values = {"dy": dy, "y": y, "gamma": gamma, "beta": beta, "inv_std": inv_std.astype(np.float32)}
+    found = ReferenceRunner(result).run(values)
+    expected = lnbp_onnx.layer_norm_backprop(x, dy.astype(np.float64), gamma.astype(np.float64), use_stats=False)
+    for name, array in zip(("dx", "dgamma", "dbeta"), expected, strict=True):
+        assert array is not None
+        np.testing.assert_allclose(found[name], array, atol=1e-5 if t == "float" else 2e-2)
+
+
+def test_ort_gradient_without_its_inputs_is_missed() -> None:
+    model = onnx.load(DATA / "ort_layernormgrad_0.onnx")
+    model.graph.node[0].input[3] = ""
+    result, outcome = fuse(model)
+    assert result == model
+    assert "4 of its 5 inputs" in outcome.missed[0].reason
+
+
+# What decompose and embed write
+
+
+def assert_equivalent(case: Case, result: ModelProto) -> None:
+    [node] = operators(result)
+    wanted = {"epsilon": np.float32(case.epsilon), "use_affine": case.affine, "use_stats": case.stats}
+    found = attributes(node)
+    assert {name: found[name] for name in wanted} == wanted
+    rank = len(case.shape)
+    assert found["begin_norm_axis"] % rank == case.axis % rank
+    inputs = [*node.input, "", "", "", ""][:6]
+    assert inputs[:3] == ["input_forward", "output_delta", "gamma" if case.affine else ""]
+    assert inputs[4:] == (["mean", "variance"] if case.stats else ["", ""])
+    assert inputs[3] in ("", "beta")
+
+
+ROUND_TRIP = [case for case in SMALL_CASES if not case.name.startswith("empty")]
+
+
+@pytest.mark.parametrize(
+    ("opset", "shapes"),
+    [
+        (17, "static"),
+        (17, "symbolic"),
+        (11, "static"),
+        (13, "static"),
+        (14, "unknown"),
+        (18, "symbolic"),
+        (26, "static"),
+    ],
+)
+def test_round_trip(opset: int, shapes: str) -> None:
+    for case in ROUND_TRIP:
+        if case.t == "bfloat16" and opset < 13:
+            continue
+        result, outcome = fuse(lnbp_onnx.decompose(case.model(opset, shapes)))
+        assert_equivalent(case, result)
+        assert outcome.missed == (), case.name
+        if shapes != "static" or case.beta_shape is None:
+            assert {node.op_type for node in result.graph.node} <= {"LayerNormBackprop", "Reshape"}, case.name
+            outputs = {name for name in operators(result)[0].output if name}
+            assert outputs == {value.name for value in result.graph.output}, case.name
+
+
+def test_round_trip_results() -> None:
+    for case in ROUND_TRIP[::7]:
+        result, _ = fuse(lnbp_onnx.decompose(case.model()))
+        case.check(ReferenceRunner(result).run(case.arrays()))
+
+
+def test_empty_bodies_hold_nothing_of_the_operator() -> None:
+    for case in CASES:
+        if case.name.startswith("empty"):
+            model = lnbp_onnx.decompose(case.model())
+            assert fuse(model)[0] == model
+
+
+def test_embedded_function_goes() -> None:
+    case = next(case for case in CASES if case.name == "axes-3--1")
+    embedded = lnbp_onnx.embed(case.model())
+    assert embedded.functions
+    result, outcome = fuse(embedded)
+    assert not result.functions
+    assert_equivalent(case, result)
+    assert outcome.modified
+
+
+@pytest.mark.parametrize("cond", [True, False])
+def test_subgraphs(cond: bool) -> None:
+    model = lnbp_onnx.decompose(subgraph_model())
+    result, outcome = fuse(model)
+    onnx.checker.check_model(result, full_check=True)
+    assert len(outcome.fused) == 3
+    assert sorted(fused.place.count("/") for fused in outcome.fused) == [0, 1, 2]
+    values = draw(zero=[6], x=[4, 6], dy=[4, 6], g=[6]) | {"cond": np.array(cond), "n": np.array(3)}
+    # One of the outputs sums the rows of input_delta, which gives 0.
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values), smallest=1)
+
+
+@pytest.mark.parametrize("ir_version", [8, 10])
+def test_functions(ir_version: int) -> None:
+    model = lnbp_onnx.decompose(function_model(ir_version))
+    result, outcome = fuse(model)
+    onnx.checker.check_model(result, full_check=True)
+    assert {fused.place for fused in outcome.fused} == {"function my::F", "function my::F_2", "function my::F_3"}
+    assert [function.name for function in result.functions] == [function.name for function in model.functions]
+    values = draw(x=[4, 6], dy=[4, 6], g=[6])
+    values |= {f"{name}d": array.astype(np.float64) for name, array in values.items()}
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
+
+
+def test_onnx_ir_models() -> None:
+    model = ir.load(DATA / "jax_layernorm_vjp.onnx")
+    result = apply(FusePass(), model)
+    assert len(result.graph) == 1
+    assert len(model.graph) == 59
+    assert ir.to_proto(result).graph.node == fuse(onnx.load(DATA / "jax_layernorm_vjp.onnx"))[0].graph.node
+
+
+# Other ways to write the formula
+
+
+def assert_never_changes(style: Style) -> FuseResult:
+    model = Writer(style).write()
+    result, outcome = fuse(model)
+    onnx.checker.check_model(result, full_check=True)
+    values = feeds(style)
+    tolerance = {"double": 1e-12, "float16": 2e-3}.get(style.t, 1e-5)
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values), tolerance)
+    return outcome
+
+
+@settings(max_examples=150)
+@given(styles())
+def test_any_form_is_fused(style: Style) -> None:
+    outcome = assert_never_changes(style)
+    # What is tapped before its conversion to half makes another node, of type float.
+    assert len(outcome.fused) in ((1, 2) if style.t == "float16" and style.taps else (1,))
+    assert outcome.missed == ()
+
+
+@settings(max_examples=100)
+@given(styles(mistaken=True))
+def test_mistakes_are_not_fused(style: Style) -> None:
+    outcome = assert_never_changes(style)
+    assert outcome.fused == ()
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_near_misses(mistake: str) -> None:
+    _, outcome = fuse(Writer(Style(mistake=mistake)).write())
+    assert outcome.fused == ()
+    [missed] = outcome.missed
+    assert missed.place == "graph"
+    wrong = {
+        "axis": "differs in rstd * mean(g)",
+        "size": "differs in rstd * mean(g)",
+        "epsilon": "differs in rstd * xhat * mean(g * xhat)",
+        "swap": "differs in rstd * g and rstd * mean(g)",
+        "other x": "sums products of input and gradient over each row, but",
+        "sign": "differs in rstd * xhat * mean(g * xhat)",
+        "missing mean": "differs in rstd * mean(g)",
+        "power": "differs in rstd * xhat * mean(g * xhat)",
+        "offset": "has other terms beside it",
+    }
+    assert wrong[mistake] in missed.reason
+
+
+def test_double_epsilon_is_refused() -> None:
+    _, outcome = fuse(Writer(Style(t="double", epsilon=1e-5)).write())
+    assert [missed.reason for missed in outcome.missed] == ["epsilon is 1e-05, which is no float32 number"]
+
+
+def test_negative_root_is_not_taken() -> None:
+    """With -1 / std for 1 / std the gradient has the other sign, which no variance gives."""
+    model = Writer(Style(stats="rstd")).write()
+    model.graph.input[-1].name = "positive"
+    model.graph.node.insert(0, helper.make_node("Neg", ["positive"], ["rstd"]))
+    result, outcome = fuse(model)
+    assert not outcome.fused
+    assert result == model
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, True)])
+def test_gradients_not_asked_for(wanted: tuple[bool, ...]) -> None:
+    """PyTorch's exporter computes only what is asked for; dy and gamma may be constants."""
+    model = onnx.load(DATA / "torch_layernorm_affine_decomposed.onnx")
+    kept = [["loss", "grad.pre.weight"], ["loss", "grad.ln.weight", "grad.ln.bias"]][wanted[1]]
+    pruned = onnx.utils.Extractor(model).extract_model(["x"], kept)
+    result, _ = fuse(pruned)
+    [node] = operators(result)
+    assert [bool(name) for name in node.output] == ([True] if wanted[0] else [True, True, True])
+    values = real_feeds(pruned)
+    assert_same(PlainRunner(pruned).run(values), ReferenceRunner(result).run(values))
+
+
+def test_unused_initializers_go_and_used_ones_stay() -> None:
+    model = onnx.load(DATA / "torch_layernorm_affine_decomposed.onnx")
+    result, _ = fuse(model)
+    names = {value.name for value in result.graph.initializer}
+    assert "scalar_tensor_default" not in names
+    assert {"ln.weight", "ln.bias", "val_9"} <= names
+
+
+def test_wide_rows_are_not_computed() -> None:
+    """Matching does arithmetic on expressions: sizes do not matter."""
+    style = Style(shape=(1 << 20, 1 << 16))
+    model = Writer(style).write()
+    _, outcome = fuse(model)
+    assert len(outcome.fused) == 1
