@@ -15,6 +15,7 @@ from timing import Round
 matplotlib.use("Agg")
 # The same numbers give the same file.
 matplotlib.rcParams["svg.hashsalt"] = "lnbp"
+matplotlib.rcParams["svg.fonttype"] = "none"
 
 from matplotlib import pyplot as plt  # noqa: E402 (after the choice of backend)
 
@@ -44,7 +45,7 @@ def _draw_speed(configurations: Sequence[Configuration]) -> Any:
             ratios = [each.ratio(name, OURS) for each in members]
             points = [(i + (place - 1) * 0.27, r.of_medians) for i, r in enumerate(ratios) if r is not None]
             if points:
-                axes.bar(*zip(*points, strict=True), width=0.27, label=name)
+                axes.bar(*zip(*points, strict=True), width=0.27, label=name, color=f"C{place}")
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_ylabel(f"time / time of {OURS}")
         axes.legend(fontsize="small")
