@@ -69,8 +69,13 @@ def _parse() -> argparse.Namespace:
 
 
 def _shapes(text: str) -> list[tuple[int, int]]:
-    pairs = [tuple(map(_positive, part.split("x"))) for part in text.split(",")]
-    return [(rows, columns) for rows, columns in pairs]
+    shapes = []
+    for part in text.split(","):
+        sizes = part.split("x")
+        if len(sizes) != 2:
+            raise argparse.ArgumentTypeError(f"{part!r} is not of the form ROWSxCOLUMNS")
+        shapes.append((_positive(sizes[0]), _positive(sizes[1])))
+    return shapes
 
 
 def _types(text: str) -> list[str]:
