@@ -11,7 +11,10 @@ nox.options.sessions = ["lint", "types", "generated", "native", "abi", "torch", 
 nox.options.error_on_external_run = True
 
 CPP_FILES = sorted(
-    str(path) for pattern in ("*.h", "*.cc") for folder in ("ops", "examples") for path in Path(folder).rglob(pattern)
+    str(path)
+    for pattern in ("*.h", "*.cc")
+    for folder in ("ops", "examples", "benchmarks")
+    for path in Path(folder).rglob(pattern)
 )
 
 
@@ -76,6 +79,16 @@ def torch(session: nox.Session) -> None:
     """The tests that need torch."""
     session.install("torch==2.13.0", ".[dev]")
     session.run("pytest", "-q", "tests/test_torch.py")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """A short pass of the benchmarks, with every peer and the plots."""
+    session.install("torch==2.13.0", ".[bench,dev]")
+    session.run("pytest", "-q", "tests/test_benchmarks.py")
+    results = str(Path(session.create_tmp()).resolve() / "results.json")
+    session.run("python", "benchmarks/run.py", "--shapes", "128x768", "--rounds", "3", "--json", results)
+    session.run("python", "benchmarks/plot.py", results, "--folder", session.create_tmp())
 
 
 RUNTIMES = {
