@@ -75,6 +75,14 @@ def abi(session: nox.Session) -> None:
 
 
 @nox.session
+def paths(session: nox.Session) -> None:
+    """The conformance of the native kernel on each path that the machine may have."""
+    session.install(".[dev]")
+    for isa in ("portable", "avx2", "avx512"):
+        session.run("pytest", "-q", "-n", "2", "tests/test_conformance.py", "-k", "native", env={"LNBP_ISA": isa})
+
+
+@nox.session
 def torch(session: nox.Session) -> None:
     """The tests that need torch."""
     session.install("torch==2.13.0", ".[dev]")

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -85,83 +85,65 @@ Verbose = Annotated[
 ]
 
 
-@app.command()
-def decompose(
-    model: Input,
-    target: Target = None,
-    output: Output = None,
-    in_place: InPlace = False,
-    check: Check = 0,
-    rtol: Rtol = 1e-5,
-    atol: Atol = 1e-6,
-    input_shape: InputShapes = None,
-    save_as_external_data: External = False,
-    size_threshold: SizeThreshold = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+def _add_rewriting(
+    name: str, suffix: str, make_pass: Callable[[], ir.passes.InPlacePass], nothing: str, summary: str
 ) -> None:
-    """Rewrite every LayerNormBackprop node in standard operators, which any runtime executes."""
-    target = _target(model, target, output, in_place, "decomposed")
-    if save_as_external_data and size_threshold is None:
-        size_threshold = DEFAULT_SIZE_THRESHOLD
-    shapes = _input_shapes(input_shape, check)
-    request = _Request(model, target, check, rtol, atol, shapes, size_threshold, dry_run)
-    _rewrite(request, DecomposePass(), f"the model has no {spec.OP_TYPE} node", _Printer(as_json, quiet, verbose))
+    """Add a command that applies a pass: all of them take the same options."""
+
+    def command(
+        model: Input,
+        target: Target = None,
+        output: Output = None,
+        in_place: InPlace = False,
+        check: Check = 0,
+        rtol: Rtol = 1e-5,
+        atol: Atol = 1e-6,
+        input_shape: InputShapes = None,
+        save_as_external_data: External = False,
+        size_threshold: SizeThreshold = None,
+        dry_run: DryRun = False,
+        as_json: AsJson = False,
+        quiet: Quiet = False,
+        verbose: Verbose = False,
+    ) -> None:
+        if save_as_external_data and size_threshold is None:
+            size_threshold = DEFAULT_SIZE_THRESHOLD
+        request = _Request(
+            source=model,
+            target=_target(model, target, output, in_place, suffix),
+            check=check,
+            rtol=rtol,
+            atol=atol,
+            input_shapes=_input_shapes(input_shape, check),
+            size_threshold=size_threshold,
+            dry_run=dry_run,
+        )
+        _rewrite(request, make_pass(), nothing, _Printer(as_json, quiet, verbose))
+
+    app.command(name, help=summary)(command)
 
 
-@app.command()
-def embed(
-    model: Input,
-    target: Target = None,
-    output: Output = None,
-    in_place: InPlace = False,
-    check: Check = 0,
-    rtol: Rtol = 1e-5,
-    atol: Atol = 1e-6,
-    input_shape: InputShapes = None,
-    save_as_external_data: External = False,
-    size_threshold: SizeThreshold = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Add a function in standard operators beside the nodes: fast where the kernel is, standard elsewhere."""
-    target = _target(model, target, output, in_place, "embedded")
-    if save_as_external_data and size_threshold is None:
-        size_threshold = DEFAULT_SIZE_THRESHOLD
-    shapes = _input_shapes(input_shape, check)
-    request = _Request(model, target, check, rtol, atol, shapes, size_threshold, dry_run)
-    nothing = f"the model has no {spec.OP_TYPE} node, or all of them have the function already"
-    _rewrite(request, EmbedPass(), nothing, _Printer(as_json, quiet, verbose))
-
-
-@app.command()
-def fuse(
-    model: Input,
-    target: Target = None,
-    output: Output = None,
-    in_place: InPlace = False,
-    check: Check = 0,
-    rtol: Rtol = 1e-5,
-    atol: Atol = 1e-6,
-    input_shape: InputShapes = None,
-    save_as_external_data: External = False,
-    size_threshold: SizeThreshold = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Find layer-norm gradients in standard operators and make each one LayerNormBackprop node."""
-    target = _target(model, target, output, in_place, "fused")
-    if save_as_external_data and size_threshold is None:
-        size_threshold = DEFAULT_SIZE_THRESHOLD
-    shapes = _input_shapes(input_shape, check)
-    request = _Request(model, target, check, rtol, atol, shapes, size_threshold, dry_run)
-    _rewrite(request, FusePass(), "no layer-norm gradient was found", _Printer(as_json, quiet, verbose))
+_add_rewriting(
+    "decompose",
+    "decomposed",
+    DecomposePass,
+    f"the model has no {spec.OP_TYPE} node",
+    f"Rewrite every {spec.OP_TYPE} node in standard operators, which any runtime executes.",
+)
+_add_rewriting(
+    "embed",
+    "embedded",
+    EmbedPass,
+    f"the model has no {spec.OP_TYPE} node, or all of them have the function already",
+    "Add a function in standard operators beside the nodes: fast where the kernel is, standard elsewhere.",
+)
+_add_rewriting(
+    "fuse",
+    "fused",
+    FusePass,
+    "no layer-norm gradient was found",
+    f"Find layer-norm gradients in standard operators and make each one {spec.OP_TYPE} node.",
+)
 
 
 @app.command()
