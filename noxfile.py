@@ -7,7 +7,17 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "types", "generated", "native", "abi", "torch", "runtimes(1.17)", "runtimes(newest)"]
+nox.options.sessions = [
+    "lint",
+    "types",
+    "generated",
+    "native",
+    "abi",
+    "paths",
+    "torch",
+    "runtimes(1.17)",
+    "runtimes(newest)",
+]
 nox.options.error_on_external_run = True
 
 CPP_FILES = sorted(
