@@ -135,6 +135,8 @@ def _subgraph_pairs(node: ir.Node, proto: onnx.NodeProto) -> Iterator[tuple[ir.G
 def _write_imports(opset_imports: dict[str, int], proto: onnx.ModelProto | onnx.FunctionProto) -> None:
     # The default domain has two names.
     kept = [opset for opset in proto.opset_import if _canonical(opset.domain) in opset_imports]
+    for opset in kept:
+        opset.version = opset_imports[_canonical(opset.domain)]
     known = {_canonical(opset.domain) for opset in kept}
     added = [onnx.helper.make_opsetid(*item) for item in opset_imports.items() if item[0] not in known]
     result = type(proto)(opset_import=[*kept, *added])

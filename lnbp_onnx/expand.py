@@ -13,6 +13,9 @@ from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.operators import Operator, Scope
 from lnbp_onnx.replace import Replacement, replace_nodes
 
+# Where a kernel was registered, ONNX Runtime writes an import of this version into every model that it saves.
+_WRITTEN_BY_ONNXRUNTIME = 1000
+
 DEFAULT_OPSET = 17
 """The default-domain opset that a model gets that imports none: LayerNormalization's."""
 
@@ -23,8 +26,10 @@ def check_version(model: ir.Model) -> None:
     Raises:
         InvalidModelError: Where it does.
     """
-    version = model.opset_imports.get(spec.DOMAIN, spec.OP_VERSION)
-    if version != spec.OP_VERSION:
+    version = model.opset_imports.get(spec.DOMAIN)
+    if version == _WRITTEN_BY_ONNXRUNTIME:
+        version = model.opset_imports[spec.DOMAIN] = spec.OP_VERSION
+    if version not in (None, spec.OP_VERSION):
         raise InvalidModelError(
             f"The model imports version {version} of domain {spec.DOMAIN!r}; it must be {spec.OP_VERSION} "
             "(correct the import, or install a newer lnbp-onnx)."

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from cases import Case
 from hypothesis import given
@@ -553,6 +554,23 @@ def test_newer_version_of_the_operator_is_refused() -> None:
     model.opset_import[1].version = 2
     with pytest.raises(lnbp_onnx.InvalidModelError, match="imports version 2 of domain 'lnbp'; it must be 1"):
         lnbp_onnx.decompose(model)
+
+
+def test_model_that_onnxruntime_wrote(tmp_path: Path) -> None:
+    """Once a kernel is registered, ONNX Runtime adds an import of the domain, in a version of its own."""
+    model = Case("r", (4, 6)).model()
+    lnbp_onnx.inference_session(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "written.onnx")
+    PlainRunner(lnbp_onnx.decompose(model), options)
+    written = onnx.load(tmp_path / "written.onnx")
+    assert {opset.domain: opset.version for opset in written.opset_import}["lnbp"] != 1
+    fused = lnbp_onnx.fuse(written)
+    assert {opset.domain: opset.version for opset in fused.opset_import}["lnbp"] == 1
+    assert lnbp_onnx.compare(model, fused).ok
+    assert lnbp_onnx.compare(model, lnbp_onnx.decompose(fused)).ok
+    assert "lnbp" not in {opset.domain for opset in lnbp_onnx.decompose(written).opset_import}
 
 
 def chain(length: int) -> ModelProto:
