@@ -16,6 +16,7 @@ from lnbp_onnx import spec
 from lnbp_onnx.errors import KernelError
 from lnbp_onnx.kernels import native
 from lnbp_onnx.operators import OPERATOR_ID
+from lnbp_onnx.protos import graph_nodes
 
 CONTRIB_DOMAIN = "ai.onnx.contrib"
 
@@ -84,12 +85,7 @@ def use_contrib_domain(model: ModelProto) -> None:
 
 
 def _move(nodes: Iterable[NodeProto]) -> bool:
-    moved = False
-    for node in nodes:
-        if (node.domain, node.op_type) == (spec.DOMAIN, spec.OP_TYPE):
-            node.domain = CONTRIB_DOMAIN
-            moved = True
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                moved |= _move(graph.node)
-    return moved
+    found = [node for node in graph_nodes(nodes) if (node.domain, node.op_type) == (spec.DOMAIN, spec.OP_TYPE)]
+    for node in found:
+        node.domain = CONTRIB_DOMAIN
+    return bool(found)

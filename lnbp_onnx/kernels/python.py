@@ -27,6 +27,7 @@ from lnbp_onnx.errors import InvalidModelError, InvalidNodeError, KernelError, L
 from lnbp_onnx.kernels.extensions import import_package
 from lnbp_onnx.operators import OPERATOR_ID, Operator, find_operators, scopes
 from lnbp_onnx.reference import LayerNormBackprop
+from lnbp_onnx.replace import Replacement, replace_nodes
 from lnbp_onnx.specialise import specialise_functions
 
 PYTHON_DOMAIN = "lnbp.python"
@@ -169,12 +170,11 @@ class PythonKernelPass(ir.passes.InPlacePass):
             opset = scope.opset_imports.setdefault("", model.opset_imports.get("", _BFLOAT16_OPSET))
             for imports in (scope.opset_imports, model.opset_imports):
                 imports[PYTHON_DOMAIN] = spec.OP_VERSION
-            for operator in operators:
-                self._replace(operator, opset)
+            replace_nodes([self._replacement(operator, opset) for operator in operators])
             modified = True
         return ir.passes.PassResult(model, modified)
 
-    def _replace(self, operator: Operator, opset: int) -> None:
+    def _replacement(self, operator: Operator, opset: int) -> Replacement:
         node, parsed = operator.node, operator.parsed
         compute_type = spec.compute_type(parsed.element_type or TensorProto.FLOAT)
         new_nodes: list[ir.Node] = []
@@ -217,19 +217,12 @@ class PythonKernelPass(ir.passes.InPlacePass):
         kernel = append(
             spec.OP_TYPE, operands, attributes, domain=PYTHON_DOMAIN, name=node.name, num_outputs=len(spec.OUTPUTS)
         )
-        old_values, new_values = [], []
+        outputs: list[ir.Value | None] = []
         for parameter, old, new in zip(spec.OUTPUTS, node.outputs, kernel.outputs, strict=False):
             if old.name:
                 element_type = parsed.element_type if parameter.type_variable == "T" else parsed.parameter_type
                 assert element_type is not None
-                old_values.append(old)
-                new_values.append(new if element_type == compute_type else cast(new, element_type))
-        assert node.graph is not None
-        ir.convenience.replace_nodes_and_values(
-            node.graph,
-            insertion_point=node,
-            old_nodes=[node],
-            new_nodes=new_nodes,
-            old_values=old_values,
-            new_values=new_values,
-        )
+                outputs.append(new if element_type == compute_type else cast(new, element_type))
+            else:
+                outputs.append(None)
+        return Replacement(node, new_nodes, outputs)
