@@ -18,11 +18,11 @@ from lnbp_onnx import spec
 from lnbp_onnx.errors import KernelError
 from lnbp_onnx.kernels import native
 from lnbp_onnx.node import BackpropNode
-from lnbp_onnx.operators import Operator, find_operators, scopes
+from lnbp_onnx.operators import Operator
 from lnbp_onnx.passes import FuseResult
 from lnbp_onnx.protos import model_nodes
 from lnbp_onnx.session import IN_HOST_MEMORY
-from lnbp_onnx.specialise import specialise_functions
+from lnbp_onnx.specialise import specialised_operators
 from lnbp_onnx.verify import Comparison
 
 _PACKAGES = ("lnbp-onnx", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-extensions", "numpy")
@@ -74,10 +74,7 @@ def found_operators(model: onnx.ModelProto) -> list[dict[str, Any]]:
     Raises:
         InvalidNodeError: Where the specification refuses one of them.
     """
-    typed = ir.from_proto(model)
-    specialise_functions(typed)
-    functions = list(typed.functions.values())
-    return [describe(operator) for scope in scopes(typed) for operator in find_operators(scope, functions)]
+    return [describe(operator) for operator in specialised_operators(ir.from_proto(model))]
 
 
 def describe(operator: Operator) -> dict[str, Any]:

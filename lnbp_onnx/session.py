@@ -19,8 +19,7 @@ from lnbp_onnx.edit import apply_in_place
 from lnbp_onnx.errors import InvalidModelError, KernelError, LnbpError
 from lnbp_onnx.kernels import extensions, native, python
 from lnbp_onnx.model_io import load_model, runnable
-from lnbp_onnx.operators import find_operators, scopes
-from lnbp_onnx.specialise import specialise_functions
+from lnbp_onnx.specialise import specialised_operators
 
 AnyModel: TypeAlias = ModelProto | ir.Model | str | Path | bytes
 Kernel: TypeAlias = Literal["native", "extensions", "python"]
@@ -191,11 +190,7 @@ def _explained(model: AnyModel, error: Exception, library: str) -> LnbpError:
         )
     try:
         read, _ = _read(model)
-        typed = ir.from_proto(read)
-        specialise_functions(typed)
-        functions = list(typed.functions.values())
-        for scope in scopes(typed):
-            find_operators(scope, functions)
+        specialised_operators(ir.from_proto(read))
     except LnbpError as reason:
         return reason
     except Exception:  # onnx_ir cannot read it either: onnxruntime's reason is as good

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.inference import declare, infer, known
 from lnbp_onnx.node import TensorInfo
-from lnbp_onnx.operators import OPERATOR_ID, is_operator
+from lnbp_onnx.operators import OPERATOR_ID, Operator, find_operators, is_operator, scopes
 
 
 def specialise_functions(model: ir.Model) -> None:
@@ -28,6 +28,18 @@ def specialise_functions(model: ir.Model) -> None:
     holders = _holders(model)
     if holders:
         _Specialiser(model, holders).run()
+
+
+def specialised_operators(model: ir.Model) -> list[Operator]:
+    """Specialise the functions, in place, and find the operator's nodes in all of the model.
+
+    Raises:
+        InvalidModelError: Where functions call each other in a circle.
+        InvalidNodeError: Where the specification refuses a node.
+    """
+    specialise_functions(model)
+    functions = list(model.functions.values())
+    return [operator for scope in scopes(model) for operator in find_operators(scope, functions)]
 
 
 def _holders(model: ir.Model) -> dict[ir.OperatorIdentifier, ir.Function]:
