@@ -110,6 +110,20 @@ def runnable(model: ModelProto, source: Path) -> Iterator[ModelProto | Path]:
         Path(name).unlink()
 
 
+def check_model(model: ModelProto) -> None:
+    """Check a model with onnx's checker and strict inference, where it is not too large for these.
+
+    Raises:
+        InvalidModelError: Where they refuse it.
+    """
+    if model.ByteSize() > _LARGEST_PROTO:
+        return
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InvalidModelError(f"onnx refuses the model: {error}") from error
+
+
 def has_external_data(model: ModelProto) -> bool:
     """Return whether any tensor of the model is in a file of its own."""
     return any(_external_tensors(model))
