@@ -32,10 +32,14 @@ _lnbp = onnxscript.values.Opset(spec.DOMAIN, spec.OP_VERSION)
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return what makes ``torch.onnx.export`` write LayerNormBackprop nodes.
 
-    It holds ``torch.ops.aten.native_layer_norm_backward.default``; pass it as ``custom_translation_table``, with
-    ``dynamo=True``. Without it the exporter writes each gradient of a layer norm as some twenty standard operators.
+    Pass it as ``custom_translation_table``, with ``dynamo=True``. It holds ``native_layer_norm_backward``, which the
+    exporter writes as some twenty standard operators without it, and ``native_layer_norm``, which the exporter writes
+    wrongly where the input's type is not that of weight and bias, as under ``torch.autocast``.
     """
-    return {torch.ops.aten.native_layer_norm_backward.default: _layer_norm_backward}
+    return {
+        torch.ops.aten.native_layer_norm.default: _layer_norm,
+        torch.ops.aten.native_layer_norm_backward.default: _layer_norm_backward,
+    }
 
 
 def export_joint(
@@ -120,6 +124,21 @@ def _written(model: ModelProto, path: str | Path | None) -> ModelProto:
     return model
 
 
+def _layer_norm(
+    input: Any, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Any:
+    """Translate ``aten.native_layer_norm``."""
+    axis = -len(normalized_shape)
+    parameter = bias if weight is None else weight
+    if weight is None:
+        weight = _ones(normalized_shape, input if parameter is None else parameter)
+    if parameter is None or parameter.dtype == input.dtype:
+        return op.LayerNormalization(input, weight, bias, axis=axis, epsilon=eps)
+    # torch computes in the wider type, that of the parameters.
+    y, mean, rstd = op.LayerNormalization(op.CastLike(input, parameter), weight, bias, axis=axis, epsilon=eps)
+    return op.CastLike(y, input), mean, rstd
+
+
 def _layer_norm_backward(
     grad_out: Any,
     input: Any,
@@ -133,7 +152,7 @@ def _layer_norm_backward(
     """Translate ``aten.native_layer_norm_backward``, whose rstd holds the epsilon and is [..., 1] as mean is."""
     if weight is None and bias is not None and output_mask[2]:
         # The operator gives beta's gradient only beside gamma; a gamma of ones is what torch computes with.
-        weight = op.Expand(op.CastLike(op.Constant(value_float=1.0), bias), op.Shape(bias))
+        weight = _ones(normalized_shape, bias)
     return _lnbp.LayerNormBackprop(
         input,
         grad_out,
@@ -146,3 +165,7 @@ def _layer_norm_backward(
         epsilon=0.0,
         use_stats=1,
     )
+
+
+def _ones(shape: Sequence[int], like: Any) -> Any:
+    return op.Expand(op.CastLike(op.Constant(value_float=1.0), like), op.Constant(value_ints=list(shape)))

@@ -46,7 +46,7 @@ def to_onnx(
         inputs[name].const_value = ir.tensor_adapters.TorchTensor(tensor.detach().cpu().contiguous(), name=name)
         if name in defaults or inputs[name].uses():
             graph.register_initializer(inputs[name])
-    proto = ir.to_proto(model)
+    proto: ModelProto = ir.to_proto(model)
     check_model(proto)
     return proto
 

@@ -5,6 +5,7 @@ What is not public interface of torch is used here alone, and is only this (read
 
 - ``torch.fx.experimental.proxy_tensor.make_fx`` traces below autograd, so that what ``torch.autograd.grad`` executes
   becomes nodes, which ``torch.export`` cannot do. Its ``shape_env.guards`` are what it assumed of symbolic sizes.
+- ``OpOverload._schema`` says which arguments an operator writes to.
 - ``node.meta["val"]`` and its ``fake_mode``: the tensors with symbolic sizes that ``torch.export`` made for an input.
 - ``torch.utils._pytree``, with which ``torch.export`` takes arguments and results apart.
 """
@@ -123,9 +124,10 @@ def trace(call: Call, function: _Function, dynamic_shapes: DynamicShapes) -> Pro
     except InvalidModelError:
         raise
     except Exception as error:  # torch's exceptions have no common base but Exception
-        raise call.refusal(f"torch {torch.__version__} cannot trace it: {error}") from error
+        reason = str(error).partition("\n\n")[0]  # what follows is advice for those who debug torch
+        raise call.refusal(f"torch {torch.__version__} cannot trace it: {reason}") from error
     dims = {}
-    for node, shape in zip(_placeholders(exported), shapes, strict=True):
+    for node, shape in zip(_user_inputs(exported), shapes, strict=True):
         for axis, dim in (shape or {}).items():
             if isinstance(dim, torch.export.Dim):
                 dims[str(node.meta["val"].shape[axis])] = dim.__name__
@@ -174,17 +176,8 @@ def joint_outputs(call: Call, tensors: _NamedTensors, input_gradients: Sequence[
 
 
 def _run(call: Call, tensors: _NamedTensors) -> Any:
-    """Call the module under trace, and refuse it where it changes what it is given."""
-    versions = {name: tensor._version for name, tensor in tensors.items()}
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have backward operators that no exporter knows
-        result = call.run(tensors)
-    changed = [name for name, tensor in tensors.items() if tensor._version != versions[name]]
-    if changed:
-        raise call.refusal(
-            f"its forward changes {', '.join(map(repr, changed))} in place, which a model cannot do",
-            "for running statistics, put the normalisation in evaluation mode with eval()",
-        )
-    return result
+        return call.run(tensors)
 
 
 def _trace_graph(call: Call, function: _Function, symbolic: Sequence[Any]) -> tuple[Any, list[str]]:
@@ -200,14 +193,10 @@ def _trace_graph(call: Call, function: _Function, symbolic: Sequence[Any]) -> tu
         output_names[:] = outputs
         return [tensor.detach() for tensor in outputs.values()]
 
-    # The exporter would decompose later what it has no translation for, but its translation of nll_loss_forward
-    # gives a wrong total weight, by which nll_loss_backward divides.
-    decompositions = dict(torch.export.default_decompositions().items())
-    decompositions.pop(torch.ops.aten.native_layer_norm_backward.default)
     shape_env = symbolic[0].fake_mode.shape_env
     assumed_before = len(shape_env.guards)
     with torch.enable_grad():
-        graph = make_fx(traced, decomposition_table=decompositions, tracing_mode="symbolic")(*symbolic)
+        graph = make_fx(traced, decomposition_table=_decompositions(), tracing_mode="symbolic")(*symbolic)
     clashes = {name for name in output_names if name in call.tensors or output_names.count(name) > 1}
     if clashes:
         raise call.refusal(f"{', '.join(map(repr, sorted(clashes)))} names an output and another value", "rename it")
@@ -217,11 +206,19 @@ def _trace_graph(call: Call, function: _Function, symbolic: Sequence[Any]) -> tu
             str(size): f"{name}.shape[{axis}]"
             for name, tensor in reversed(list(zip(call.tensors, symbolic, strict=True)))
             for axis, size in enumerate(tensor.shape)
+            if not isinstance(size, int)
         }
         conditions = {re.sub(r"\w+", lambda word: sizes.get(word[0], word[0]), str(each.expr)) for each in assumed}
         raise call.refusal(
             f"what it computes depends on sizes that are dynamic: {', '.join(sorted(conditions))} was assumed",
             "give sizes that are always equal one name in dynamic_shapes, and leave those out that decide something",
+        )
+    names = dict(zip(_placeholders(graph), call.tensors, strict=True))
+    changed = sorted({names[node] for node in _written(graph) if node in names})
+    if changed:
+        raise call.refusal(
+            f"its forward changes {', '.join(map(repr, changed))} in place, which a model cannot do",
+            "for running statistics, put the normalisation in evaluation mode with eval()",
         )
     random = {str(node.target) for node in graph.graph.nodes if _is_random(node.target)}
     if random:
@@ -230,6 +227,21 @@ def _trace_graph(call: Call, function: _Function, symbolic: Sequence[Any]) -> tu
             "call module.eval(), or set dropout to 0",
         )
     return graph, output_names
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return what is decomposed while tracing: all that torch can, less the gradient of layer normalisation.
+
+    The exporter decomposes too, but not what it translates itself, and some of its translations are wrong in a graph
+    of gradients: nll_loss_forward gives a total weight that nll_loss_backward must not divide by, copy does not
+    broadcast. The order of memory that empty_permuted adds to empty is nothing that ONNX knows.
+    """
+    aten = torch.ops.aten
+    decompositions = dict(torch.export.default_decompositions().items())
+    del decompositions[aten.native_layer_norm_backward.default]
+    decompositions[aten.copy.default] = lambda self, src, _=False: src.to(self.dtype).expand(self.shape).clone()
+    decompositions[aten.empty_permuted.default] = lambda size, _, **options: torch.empty(size, **options)
+    return decompositions
 
 
 def _is_random(target: Any) -> bool:
@@ -244,11 +256,34 @@ class _Identity(torch.nn.Module):  # type: ignore[misc]  # torch has no types wh
 def _symbolic(tensors: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
     """Return the tensors that torch.export traces with: without data, with a symbol for each dynamic size."""
     exported = torch.export.export(_Identity(), tuple(tensors), dynamic_shapes={"tensors": tuple(shapes)}, strict=False)
-    return [node.meta["val"] for node in _placeholders(exported)]
+    return [node.meta["val"] for node in _user_inputs(exported)]
 
 
-def _placeholders(exported: Any) -> list[Any]:
-    return [node for node in exported.graph.nodes if node.op == "placeholder"]
+def _user_inputs(exported: Any) -> list[Any]:
+    """Return the nodes of the inputs, without those of the tensors that the graph holds itself."""
+    inputs = set(exported.graph_signature.user_inputs)
+    return [node for node in _placeholders(exported) if node.name in inputs]
+
+
+def _placeholders(graph: Any) -> list[Any]:
+    return [node for node in graph.graph.nodes if node.op == "placeholder"]
+
+
+def _written(graph: Any) -> set[Any]:
+    """Return the nodes whose tensors other nodes write to, themselves or through views of them."""
+    written: set[Any] = set()
+    viewed: dict[Any, Any] = {}
+    for node in graph.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None:
+            continue
+        for parameter, value in zip(schema.arguments, node.args, strict=False):
+            if parameter.alias_info is None or not isinstance(value, torch.fx.Node):
+                continue
+            viewed[node] = viewed.get(value, value)
+            if parameter.alias_info.is_write:
+                written.add(viewed[node])
+    return written
 
 
 def _specs(call: Call, dynamic_shapes: DynamicShapes) -> list[dict[int, Any] | None]:
