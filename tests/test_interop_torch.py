@@ -367,6 +367,17 @@ def test_written_file(tmp_path: Path, exported: Any) -> None:
         export(module, (x,), tmp_path / "missing" / "joint.onnx")
 
 
+def test_external_data_of_a_large_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lnbp_onnx.model_io._LARGEST_PROTO", 10_000)
+    module = modules.Cubes(nn.Linear(5, 1000), nn.LayerNorm(1000))
+    arguments = {"x": torch.randn(4, 5)}
+    export_joint(module, (), tmp_path / "joint.onnx", kwargs=arguments)
+    assert {each.name for each in tmp_path.iterdir()} == {"joint.onnx", "joint.onnx.data"}
+    session = lnbp_onnx.inference_session(tmp_path / "joint.onnx", sess_options=session_options())
+    found = dict(zip((each.name for each in session.get_outputs()), session.run(None, arrays(arguments)), strict=True))
+    assert_close(found, autograd(module, arguments))
+
+
 def test_the_module_is_left_as_it_was() -> None:
     module = modules.Gpt()
     before = {name: each.clone() for name, each in module.state_dict().items()}

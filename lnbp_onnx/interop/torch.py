@@ -75,7 +75,7 @@ def export_joint(
         input_gradients: Names of inputs whose gradients are wanted too.
 
     Returns:
-        The model; onnx's checker has passed it.
+        The model; onnx's checker has passed it, if it is below 2 GB.
 
     Raises:
         InvalidModelError: Where the module cannot be exported as asked, or `path` cannot be written.
@@ -109,7 +109,7 @@ def export(
             ... for a tuple or list, the keys for a mapping.
 
     Returns:
-        The model; onnx's checker has passed it.
+        The model; onnx's checker has passed it, if it is below 2 GB.
 
     Raises:
         InvalidModelError: Where the module cannot be exported as asked, or `path` cannot be written.
