@@ -483,6 +483,10 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "other arguments": (total, (x, x), {}, r"do not fit forward\(x"),
     "one name": (Named(), (x,), {}, "'x' names both an argument"),
     "an output's name": (Loss(), (x,), {}, "'loss' names an output and another value"),
+    "a gradient's name": (
+        Written(lambda layer, x: {"loss": layer(x).sum(), "layer.bias.grad": x}), (x,), {},
+        "'layer.bias.grad' names an output and another value",
+    ),
     "no tensors": (Nothing(), (), {}, "no tensor"),
     "no translation": (
         modules.Cubes(nn.Conv1d(4, 2, 3)), (x,), {}, "cannot write it as ONNX.*convolution_backward",
@@ -501,6 +505,8 @@ def test_refused(name: str, tmp_path: Path) -> None:
 def test_refused_output_names() -> None:
     with pytest.raises(lnbp_onnx.InvalidModelError, match="2 names and forward returns 1"):
         export(nn.Linear(5, 3), (x,), output_names=["a", "b"])
+    with pytest.raises(lnbp_onnx.InvalidModelError, match="'a' names an output and another"):
+        export(Written(lambda layer, x: (layer(x), x)), (x,), output_names=["a", "a"])
     with pytest.raises(lnbp_onnx.InvalidModelError, match="'input' names an output and another"):
         export(nn.Linear(5, 3), (x,), output_names=["input"])
 

@@ -138,9 +138,11 @@ def forward_outputs(call: Call, tensors: _NamedTensors, output_names: Sequence[s
     """Return what the module returns, by name."""
     outputs = _named_outputs(call, _run(call, tensors))
     if output_names is None:
+        _refuse_clashes(call, list(outputs))
         return outputs
     if len(output_names) != len(outputs):
         raise call.refusal(f"output_names has {len(output_names)} names and forward returns {len(outputs)} tensors")
+    _refuse_clashes(call, output_names)
     return dict(zip(output_names, outputs.values(), strict=True))
 
 
@@ -172,7 +174,15 @@ def joint_outputs(call: Call, tensors: _NamedTensors, input_gradients: Sequence[
     for name, gradient in zip(wanted, gradients, strict=True):
         if gradient.layout != torch.strided:
             raise call.refusal(f"the gradient of {name!r} is sparse; it must be dense", "set sparse=False")
-    return {LOSS: loss, **outputs, **{f"{name}.grad": each for name, each in zip(wanted, gradients, strict=True)}}
+    named_gradients = {f"{name}.grad": each for name, each in zip(wanted, gradients, strict=True)}
+    _refuse_clashes(call, [LOSS, *outputs, *named_gradients])
+    return {LOSS: loss, **outputs, **named_gradients}
+
+
+def _refuse_clashes(call: Call, output_names: Sequence[str]) -> None:
+    clashes = sorted({name for name in output_names if name in call.tensors or output_names.count(name) > 1})
+    if clashes:
+        raise call.refusal(f"{', '.join(map(repr, clashes))} names an output and another value", "rename one of the two")
 
 
 def _run(call: Call, tensors: _NamedTensors) -> Any:
@@ -197,9 +207,6 @@ def _trace_graph(call: Call, function: _Function, symbolic: Sequence[Any]) -> tu
     assumed_before = len(shape_env.guards)
     with torch.enable_grad():
         graph = make_fx(traced, decomposition_table=_decompositions(), tracing_mode="symbolic")(*symbolic)
-    clashes = {name for name in output_names if name in call.tensors or output_names.count(name) > 1}
-    if clashes:
-        raise call.refusal(f"{', '.join(map(repr, sorted(clashes)))} names an output and another value", "rename it")
     assumed = shape_env.guards[assumed_before:]
     if assumed:
         sizes = {
