@@ -182,7 +182,7 @@ def joint_outputs(call: Call, tensors: _NamedTensors, input_gradients: Sequence[
 def _refuse_clashes(call: Call, output_names: Sequence[str]) -> None:
     clashes = sorted({name for name in output_names if name in call.tensors or output_names.count(name) > 1})
     if clashes:
-        raise call.refusal(f"{', '.join(map(repr, clashes))} names an output and another value", "rename one of the two")
+        raise call.refusal(f"{', '.join(map(repr, clashes))} names an output and another value", "rename one")
 
 
 def _run(call: Call, tensors: _NamedTensors) -> Any:
