@@ -110,6 +110,29 @@ def runnable(model: ModelProto, source: Path) -> Iterator[ModelProto | Path]:
         Path(name).unlink()
 
 
+def check_model(model: ModelProto) -> None:
+    """Check a model with onnx's checker and strict inference, where it is not too large for these.
+
+    Raises:
+        InvalidModelError: Where they refuse it.
+    """
+    if _byte_size(model) > _LARGEST_PROTO:
+        return
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InvalidModelError(f"onnx refuses the model: {error}") from error
+
+
+def _byte_size(message: ModelProto | TensorProto) -> int:
+    """Return the size in bytes of a message, or one that is too large where protobuf can neither write nor measure."""
+    try:
+        size: int = message.ByteSize()
+    except Exception:  # protobuf's EncodeError is not in all of its versions
+        return _LARGEST_PROTO + 1
+    return size
+
+
 def has_external_data(model: ModelProto) -> bool:
     """Return whether any tensor of the model is in a file of its own."""
     return any(_external_tensors(model))
@@ -118,7 +141,7 @@ def has_external_data(model: ModelProto) -> bool:
 def _externalise(
     model: ModelProto, target: Path, source: Path, size_threshold: int | None, progress: Progress | None
 ) -> None:
-    if size_threshold is None and model.ByteSize() > _LARGEST_PROTO:
+    if size_threshold is None and _byte_size(model) > _LARGEST_PROTO:
         size_threshold = DEFAULT_SIZE_THRESHOLD
     moved = []
     if source.resolve().parent != target.parent:
@@ -130,7 +153,7 @@ def _externalise(
             for tensor in _initializers(model.graph)
             if tensor.data_location != TensorProto.EXTERNAL
             and tensor.data_type != TensorProto.STRING
-            and tensor.ByteSize() >= size_threshold
+            and _byte_size(tensor) >= size_threshold
         ]
     if not moved:
         return
