@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from lnbp_onnx.training_ops.writer import Outputs, Writer, compute_type
+from lnbp_onnx.training_ops.writer import Outputs, Writer
 
 _Formula: TypeAlias = Callable[[Writer, ir.Value, ir.Value, int], ir.Value]
 
@@ -86,10 +86,8 @@ def _loss_grad(w: Writer, ignore_index: ir.Value | None) -> ir.Value:
     if reduction != "none":
         dy = w.reshape(dy, w.ints())
     if reduction == "mean":
-        total = labels.total_weight()
-        zero, one = w.scalar_like(0.0, total), w.scalar_like(1.0, total)
-        dy = w.op("Div", dy, w.where(w.compare("Equal", total, zero), one, total))
-    share = w.unsqueeze(w.op("Mul", labels.weights(), dy), 1)
+        dy = w.op("Div", dy, labels.total_weight())
+    share = w.unsqueeze(w.op("Mul", labels.weights, dy), 1)
     classes = w.part(w.shape(log_prob), 1, 2)
     values = w.constant([0.0, 1.0], ir.DataType.FLOAT)
     onehot = w.op("OneHot", labels.safe, classes, values, axis=1, element_type=ir.DataType.FLOAT)
@@ -110,16 +108,14 @@ def softmax_cross_entropy_loss_internal(w: Writer) -> Outputs:
     total = w.op("Log", w.reduce("ReduceSum", w.op("Exp", shifted), [1], keepdims=True))
     log_prob = w.op("Sub", shifted, total)
     picked = w.squeeze(w.op("GatherElements", log_prob, w.unsqueeze(labels.safe, 1), axis=1), 1)
-    loss = w.op("Mul", w.op("Neg", picked), labels.weights())
+    loss = w.op("Mul", w.op("Neg", picked), labels.weights)
     if labels.ignored is not None:
         loss = w.where(labels.ignored, w.scalar_like(0.0, loss), loss)
     reduction = _reduction(w)
     if reduction != "none":
         loss = w.op("ReduceSum", loss, keepdims=0)
     if reduction == "mean":
-        weight = labels.total_weight()
-        zero, one = w.scalar_like(0.0, weight), w.scalar_like(1.0, weight)
-        loss = w.op("Div", loss, w.where(w.compare("Equal", weight, zero), one, weight))
+        loss = w.op("Div", loss, labels.total_weight())
     return [w.cast(loss, output_type), w.cast(log_prob, output_type)]
 
 
@@ -140,6 +136,7 @@ class _Labels:
     Attributes:
         ignored: True where a label is ignored, None where none is.
         safe: The labels, 0 for those that are ignored: these may lie outside the classes.
+        weights: The weight of each label, as if none was ignored.
     """
 
     def __init__(
@@ -151,24 +148,20 @@ class _Labels:
         element_type: ir.DataType,
     ) -> None:
         self._w = w
-        self._element_type = compute_type(element_type)
-        self._class_weights = class_weights
         self.safe = w.cast(label, ir.DataType.INT64)
         self.ignored: ir.Value | None = None
         if ignore_index is not None:
             self.ignored = w.compare("Equal", self.safe, ignore_index)
             self.safe = w.where(self.ignored, w.constant(0, ir.DataType.INT64), self.safe)
-
-    def weights(self) -> ir.Value:
-        """Return the weight of each label, as if none was ignored."""
-        w = self._w
-        if self._class_weights is None:
-            return w.filled(w.shape(self.safe), 1.0, self._element_type)
-        return w.op("Gather", w.cast(self._class_weights, self._element_type), self.safe)
+        if class_weights is None:
+            self.weights = w.filled(w.shape(self.safe), 1.0, element_type)
+        else:
+            self.weights = w.op("Gather", w.cast(class_weights, element_type), self.safe)
 
     def total_weight(self) -> ir.Value:
-        """Return the sum of the weights of the labels that are not ignored, a scalar."""
-        w, weights = self._w, self.weights()
+        """Return the sum of the weights of the labels that are not ignored, a scalar; 1 where it would be 0."""
+        w, weights = self._w, self.weights
         if self.ignored is not None:
             weights = w.where(self.ignored, w.scalar_like(0.0, weights), weights)
-        return w.op("ReduceSum", weights, keepdims=0)
+        total = w.op("ReduceSum", weights, keepdims=0)
+        return w.where(w.compare("Equal", total, w.scalar_like(0.0, total)), w.scalar_like(1.0, total), total)

@@ -42,6 +42,7 @@ class Writer:
         self.updated_buffers: list[tuple[ir.Value, ir.Value]] = []
         self._infos = infos
         self._unique_name = unique_name
+        self._constants: dict[tuple[object, ...], ir.Value] = {}
         self._label = node.name or next((output.name for output in node.outputs if output.name), None) or node.op_type
 
     # Reading the node
@@ -171,7 +172,11 @@ class Writer:
 
     def constant(self, value: Any, element_type: ir.DataType) -> ir.Value:
         """Return a constant."""
-        return self.op("Constant", value=_tensor(value, element_type), element_type=element_type)
+        tensor = _tensor(value, element_type)
+        key = (element_type, tuple(tensor.shape), tensor.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.op("Constant", value=tensor, element_type=element_type)
+        return self._constants[key]
 
     def ints(self, *values: int) -> ir.Value:
         """Return an int64 vector."""
