@@ -14,7 +14,7 @@ def decompose(model: AnyModel, *, training_ops: bool = False) -> AnyModel:
     Args:
         model: A ModelProto or an ``onnx_ir.Model``; the result is of the same kind.
         training_ops: Whether to rewrite the operators of ONNX Runtime training as well, so that its graphs run in a
-            current ONNX Runtime. A buffer that the graph changed in place becomes an output ``<buffer>.updated``.
+            current ONNX Runtime. What the graph changed in place becomes an output ``<input>.updated``.
 
     Raises:
         InvalidNodeError: Where the specification refuses a node, or too little is known of it.

@@ -2,7 +2,6 @@
 """The command line: ``lnbp-onnx``."""
 
 import contextlib
-import inspect
 import io
 import itertools
 import json
@@ -13,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -139,9 +139,9 @@ def _add_rewriting(
         _rewrite(request, [make_pass()], nothing, printer)
 
     if not takes_training_ops:
-        signature = inspect.signature(command)
-        kept = [each for each in signature.parameters.values() if each.name != "training_ops"]
-        command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+        full = signature(command)
+        kept = [each for each in full.parameters.values() if each.name != "training_ops"]
+        command.__signature__ = full.replace(parameters=kept)  # type: ignore[attr-defined]
     app.command(name, help=summary)(command)
 
 

@@ -40,7 +40,7 @@ def outcomes(result: ir.passes.PassResult) -> dict[str, Any]:
                     "node": each.name,
                     "place": each.place,
                     "operator": each.op_type,
-                    "updated_buffer": each.updated_buffer,
+                    "updated": list(each.updated),
                 }
                 for each in result.rewritten
             ]
@@ -81,7 +81,7 @@ def training_ops_sentence(rewritten: list[dict[str, Any]]) -> str:
     """Return what became of the training operators in a sentence or two."""
     counts = Counter(each["operator"] for each in rewritten)
     listed = ", ".join(f"{count} {op_type}" for op_type, count in sorted(counts.items()))
-    updated = [each["updated_buffer"] for each in rewritten if each["updated_buffer"]]
+    updated = [name for each in rewritten for name in each["updated"]]
     sentence = f"Training operators rewritten: {len(rewritten)} ({listed})."
     if updated:
         sentence += f" What was changed in place is a graph output now: {len(updated)}, the first {updated[0]}."

@@ -180,9 +180,7 @@ def _softmax() -> list[Case]:
     return cases
 
 
-def cross_entropy(
-    logits: Array, label: Array, weight: Array | None, ignore_index: int | None, reduction: str
-) -> Array:
+def cross_entropy(logits: Array, label: Array, weight: Array | None, ignore_index: int | None, reduction: str) -> Array:
     """Return the loss, label by label."""
     log_prob = log_softmax(logits, 1)
     losses, weights = np.zeros(label.shape), np.zeros(label.shape)
@@ -347,7 +345,9 @@ def _normalization() -> list[Case]:
     return cases
 
 
-def convolve(x: Array, w: Array, group: int, strides: Sequence[int], dilations: Sequence[int], pads: Sequence[int]) -> Array:
+def convolve(
+    x: Array, w: Array, group: int, strides: Sequence[int], dilations: Sequence[int], pads: Sequence[int]
+) -> Array:
     """Convolve in two spatial axes, window by window."""
     x = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
     kernel = w.shape[2:]

@@ -2,7 +2,7 @@
 """The operators of ONNX Runtime training to standard operators."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -27,13 +27,13 @@ class Rewritten:
         name: The node's name, or that of its first output.
         op_type: Its operator.
         place: "graph", "function domain::Name", with the way to a subgraph.
-        updated_buffer: The graph output that holds what the node changed in place, if it did.
+        updated: The graph outputs that hold what the node changed in place.
     """
 
     name: str
     op_type: str
     place: str
-    updated_buffer: str | None = None
+    updated: tuple[str, ...] = ()
 
 
 @dataclass
@@ -57,11 +57,11 @@ class OrtTrainingPass(ir.passes.InPlacePass):
     writes; ranks and lengths as far as an operator's docstring and errors say.
 
     Refused: a model with any other training operator, all of which are named; what an opset cannot express; an
-    accumulator in a subgraph or function, whose buffer cannot be brought out.
+    operator that changes an input in place in a subgraph or function, from where it cannot be brought out.
 
-    Left alone: everything else, the operators of the domain com.microsoft that the inference packages have (FusedMatMul,
-    Gelu, ...) among it. Where InPlaceAccumulatorV2 changed a buffer in place, the new value becomes a graph output
-    named ``<buffer>.updated``, after those that the graph had.
+    Left alone: everything else, also what the inference packages have of the domain com.microsoft (FusedMatMul, Gelu).
+    What InPlaceAccumulatorV2 and BatchNormInternal changed in place becomes a graph output named ``<input>.updated``,
+    after those that the graph had, unless it was one already.
     """
 
     def call(self, model: ir.Model) -> OrtTrainingResult:
@@ -93,7 +93,7 @@ def _refuse_uncovered(model: ir.Model) -> None:
     if not uncovered:
         return
     counts = Counter(op_type for op_type, _ in uncovered)
-    first = {op_type: place for op_type, place in reversed(uncovered)}
+    first = dict(reversed(uncovered))
     listed = "; ".join(
         f"{op_type} (node {first[op_type]}{f' and {count - 1} more' if count > 1 else ''})"
         for op_type, count in counts.items()
@@ -156,27 +156,30 @@ class _ScopeRewriter:
     def _rewrite(self, node: ir.Node, place: str, opset: int) -> Rewritten:
         writer = Writer(node, self._infos, opset, self._unique_name)
         outputs = REWRITINGS[node.op_type](writer)
+        updated = tuple(self._bring_out(writer, place, outputs, *update) for update in writer.updates)
         for old, new in zip(node.outputs, outputs, strict=False):
             if new is not None and self._infos[old].element_type is None:
                 self._infos[old] = TensorInfo(int(new.dtype) if new.dtype else None, self._infos[old].shape)
         self._replacements.append(Replacement(node, writer.nodes, [*outputs][: len(node.outputs)]))
-        updated = None
-        for buffer, value in writer.updated_buffers:
-            updated = self._bring_out(node, place, buffer, value)
         return Rewritten(_name(node), node.op_type, place, updated)
 
-    def _bring_out(self, node: ir.Node, place: str, buffer: ir.Value, value: ir.Value) -> str | None:
-        """Make what a node left in a buffer a graph output, unless it is an output of the node's own."""
-        if len(node.outputs) > 1 and node.outputs[1].name:
-            return node.outputs[1].name
+    def _bring_out(
+        self, writer: Writer, place: str, outputs: Sequence[ir.Value | None], changed: ir.Value, value: ir.Value
+    ) -> str:
+        """Make the new value of what a node changed in place a graph output, if it is none; return its name."""
+        node = writer.node
         if node.graph is not self._model.graph:
             raise InvalidModelError(
-                f"{node.op_type} node {_name(node)!r} in {place}: it changes the buffer {buffer.name!r} in place, "
-                "which standard operators cannot, and the new value cannot be a graph output from there (give the "
-                "node its second output, accumulation_buffer_out)."
+                f"{node.op_type} node {_name(node)!r} in {place}: it changes {changed.name!r} in place, which standard "
+                "operators cannot, and the new value cannot be a graph output from there (move it to the main graph)."
             )
-        value.name = self._unique_name(f"{buffer.name}.updated")
-        shape = self._infos[buffer].shape
+        own = next((old for old, new in zip(node.outputs, outputs, strict=False) if new is value and old.name), None)
+        if own is not None:
+            if own.is_graph_output():
+                return own.name or ""
+            value = writer.op("Identity", value)
+        value.name = self._unique_name(f"{changed.name}.updated")
+        shape = self._infos[changed].shape
         value.shape = None if shape is None else ir.Shape(shape)
         self._new_outputs.append(value)
         return value.name

@@ -18,7 +18,7 @@ def in_place_accumulator_v2(w: Writer) -> Outputs:
     if overwrite is not None:
         updated = w.where(w.reshape(overwrite, w.ints()), new, updated)
     updated = w.cast(updated, element_type)
-    w.updated_buffers.append((buffer, updated))
+    w.updates.append((buffer, updated))
     return [w.constant([True], ir.DataType.BOOL), updated]
 
 

@@ -111,11 +111,11 @@ def dropout_grad(w: Writer) -> Outputs:
     dy, mask = w.inputs("dY", "mask")
     (computed,) = w.computed(dy)
     ratio = w.optional_input(2)
-    one = w.scalar_like(1.0, computed)
-    kept = w.scalar_like(0.5, computed)
-    if ratio is not None:
+    if ratio is None:
+        kept = w.scalar_like(0.5, computed)
+    else:
         scalar = w.reshape(w.cast(ratio, w.element_type(computed)), w.ints())
-        kept = w.op("Sub", one, scalar)
+        kept = w.op("Sub", w.scalar_like(1.0, computed), scalar)
     result = w.where(mask, w.op("Div", computed, kept), w.scalar_like(0.0, computed))
     return [w.cast(result, w.element_type(dy))]
 

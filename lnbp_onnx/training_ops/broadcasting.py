@@ -7,6 +7,7 @@ from lnbp_onnx.training_ops.writer import Outputs, Writer
 
 _LARGE = 2**31
 
+
 def div_grad(w: Writer) -> Outputs:
     """(dY, A, B): dY / B and -dY * (A / B) / B, each summed over the axes along which A or B is broadcast."""
     given = w.inputs("dY", "A", "B")

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
@@ -64,9 +65,7 @@ def conv_grad(w: Writer) -> Outputs:
     return [None if value is None else w.cast(value, element_type) for value in gradients]
 
 
-def _input_gradient(
-    w: Writer, dy: ir.Value, weights: ir.Value, window: _Window, lengths: Sequence[int]
-) -> ir.Value:
+def _input_gradient(w: Writer, dy: ir.Value, weights: ir.Value, window: _Window, lengths: Sequence[int]) -> ir.Value:
     return w.op(
         "ConvTranspose",
         dy,
@@ -95,9 +94,7 @@ def _weight_gradient(
     x = w.op("Transpose", x, perm=[2, 1, 0, *spatial])
     x = w.op("Reshape", x, w.ints(per_group, -1, *lengths))
     dy = w.op("Transpose", dy, perm=[1, 0, *range(2, 2 + axes)])
-    result = w.op(
-        "Conv", x, dy, group=group, strides=window.dilations, dilations=window.strides, pads=window.pads
-    )
+    result = w.op("Conv", x, dy, group=group, strides=window.dilations, dilations=window.strides, pads=window.pads)
     result = w.op("Transpose", result, perm=[1, 0, *range(2, 2 + axes)])
     if any(window.remainders(lengths)):
         starts, ends = w.ints(*[0] * axes), w.ints(*weight_shape[2:])
@@ -139,7 +136,7 @@ def average_pool_grad(w: Writer) -> Outputs:
     channels, lengths = lengths[0], lengths[1:]
     window = _window(w, w.attribute("kernel_shape", []))
     one_channel = [1, 1, *window.kernel]
-    moves = {"strides": window.strides, "dilations": window.dilations, "pads": window.pads}
+    moves: dict[str, Any] = {"strides": window.strides, "dilations": window.dilations, "pads": window.pads}
     if w.attribute("count_include_pad", 0):
         counts = w.scalar_like(float(static_size(window.kernel)), dy)
     else:

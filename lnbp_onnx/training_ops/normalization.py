@@ -33,8 +33,7 @@ def batch_norm_internal(w: Writer) -> Outputs:
     """(X, scale, B, mean, var; epsilon, momentum, training_mode): batch normalisation.
 
     Its outputs are Y, the running mean and variance, and the batch's mean and one over its standard deviation. In
-    training the running values are momentum * old + (1 - momentum) * the batch's; the variance is that of the
-    population for Y, and of the sample for the running one.
+    training the running values become momentum * old + (1 - momentum) * the batch's, in place.
     """
     x, *parameters = w.inputs("X", "scale", "B", "input_mean", "input_var")
     given = w.element_type(x)
@@ -46,7 +45,8 @@ def batch_norm_internal(w: Writer) -> Outputs:
     momentum = w.attribute("momentum", 0.9)
     mean, variance = running_mean, running_variance
     new_mean, new_variance = running_mean, running_variance
-    if w.attribute("training_mode", 1):
+    is_training = bool(w.attribute("training_mode", 1))
+    if is_training:
         mean = channels.mean(computed)
         centred = w.op("Sub", computed, channels.column(mean))
         variance = channels.mean(w.op("Mul", centred, centred))
@@ -59,8 +59,12 @@ def batch_norm_internal(w: Writer) -> Outputs:
     y = w.op("Add", y, channels.column(bias))
     types = [given, *(w.element_type(value) for value in (parameters[2], parameters[3], parameters[2], parameters[3]))]
     outputs = [y, new_mean, new_variance, mean, inv_std]
-    outputs = [w.op("Identity", value) if value in (running_mean, running_variance) else value for value in outputs]
-    return [w.cast(value, wanted) for value, wanted in zip(outputs, types, strict=True)]
+    if not is_training:
+        outputs = [w.op("Identity", value) for value in outputs]
+    outputs = [w.cast(value, wanted) for value, wanted in zip(outputs, types, strict=True)]
+    if is_training:
+        w.updates += [(parameters[2], outputs[1]), (parameters[3], outputs[2])]
+    return outputs
 
 
 def batch_normalization_grad(w: Writer) -> Outputs:

@@ -26,7 +26,7 @@ class Writer:
         node: The node that is replaced.
         opset: The version of the default domain to write in.
         nodes: What was written, in topological order.
-        updated_buffers: For each buffer that the node changes in place: its value, and the one after the change.
+        updates: For each input that the node changes in place: the input, and its value after the change.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Writer:
         self.node = node
         self.opset = opset
         self.nodes: list[ir.Node] = []
-        self.updated_buffers: list[tuple[ir.Value, ir.Value]] = []
+        self.updates: list[tuple[ir.Value, ir.Value]] = []
         self._infos = infos
         self._unique_name = unique_name
         self._constants: dict[tuple[object, ...], ir.Value] = {}
@@ -88,10 +88,11 @@ class Writer:
 
     def element_type(self, *values: ir.Value | None) -> ir.DataType:
         """Return the element type that the values share; it is enough that one of them tells."""
-        for value in values:
-            if value is not None and (element_type := self.info(value).element_type) is not None:
-                return ir.DataType(element_type)
-        self.refuse("the element type of its inputs is not known; it must be (add their value_info to the model)")
+        found = (self.info(value).element_type for value in values if value is not None)
+        element_type = next((each for each in found if each is not None), None)
+        if element_type is None:
+            self.refuse("the element type of its inputs is not known; it must be (add their value_info to the model)")
+        return ir.DataType(element_type)
 
     def static_shape(self, value: ir.Value, name: str, first_axis: int = 0) -> list[int]:
         """Return the lengths of a value's axes from `first_axis` on, which must be known."""
@@ -235,7 +236,8 @@ class Writer:
         static = self.constant_ints(axes, "axes")
         if not static and noop_with_empty_axes:
             return self.op("Identity", value)
-        return self.op("ReduceSum", value, keepdims=int(keepdims), **({"axes": static} if static else {}))
+        axes_attribute: dict[str, Any] = {"axes": static} if static else {}
+        return self.op("ReduceSum", value, keepdims=int(keepdims), **axes_attribute)
 
     def unsqueeze(self, value: ir.Value, axis: int) -> ir.Value:
         """Add an axis of length 1."""
