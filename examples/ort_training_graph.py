@@ -43,6 +43,7 @@ class TrainingSession:
                 self._constant[each.name] = np.zeros(each.shape, np.float32)
 
     def run(self, parameters: Arrays) -> tuple[float, Arrays]:
+        """Return the loss and the gradient of each parameter."""
         outputs = dict(zip(self._names, self._session.run(self._names, self._constant | parameters), strict=True))
         return float(outputs[LOSS]), {name: outputs[gradient_output(name)] for name in parameters}
 
@@ -93,9 +94,7 @@ def main() -> int:
         "standard operators": onnxruntime.InferenceSession(standard.SerializeToString(), providers=providers),
         "native kernel": lnbp_onnx.inference_session(fused, providers=providers),
     }
-    print(
-        f"\nonnxruntime {onnxruntime.__version__}; losses of {STEPS} steps of AdamW, and how near torch.autograd it is"
-    )
+    print(f"\nonnxruntime {onnxruntime.__version__}: the loss in {STEPS} steps of AdamW; error against torch.autograd")
     succeeded = True
     for title, runtime_session in sessions.items():
         session = TrainingSession(runtime_session, batch)

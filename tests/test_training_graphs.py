@@ -236,6 +236,16 @@ def test_functions() -> None:
     np.testing.assert_allclose(outputs["dx"], gradient(gelu, X, DY), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("op_type", ["GeluGrad", "YieldOp"])
+def test_functions_of_these_names_stay(op_type: str) -> None:
+    opsets = [helper.make_opsetid("", 17)]
+    body = [helper.make_node("Sub", ["a", "b"], ["c"])]
+    function = helper.make_function("com.microsoft", op_type, ["a", "b"], ["c"], body, opsets)
+    node = training_node(op_type, ["dy", "x"], ["y"])
+    model = make_model([node], [tensor("dy", [3, 4]), tensor("x", [3, 4])], [tensor("y", [3, 4])], [function])
+    assert lnbp_onnx.decompose(model, training_ops=True) == model
+
+
 def refused(model: onnx.ModelProto) -> str:
     before = onnx.ModelProto.FromString(model.SerializeToString())
     with pytest.raises(lnbp_onnx.InvalidModelError) as caught:

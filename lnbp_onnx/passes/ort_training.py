@@ -59,9 +59,10 @@ class OrtTrainingPass(ir.passes.InPlacePass):
     Refused: a model with any other training operator, all of which are named; what an opset cannot express; an
     operator that changes an input in place in a subgraph or function, from where it cannot be brought out.
 
-    Left alone: everything else, also what the inference packages have of the domain com.microsoft (FusedMatMul, Gelu).
-    What InPlaceAccumulatorV2 and BatchNormInternal changed in place becomes a graph output named ``<input>.updated``,
-    after those that the graph had, unless it was one already.
+    Left alone: everything else; also what the inference packages have of the domain com.microsoft (FusedMatMul, Gelu),
+    and calls of functions that the model has under one of these names. What InPlaceAccumulatorV2 and BatchNormInternal
+    changed in place becomes a graph output named ``<input>.updated``, after those that the graph had, unless it was one
+    already.
     """
 
     def call(self, model: ir.Model) -> OrtTrainingResult:
@@ -72,13 +73,15 @@ class OrtTrainingPass(ir.passes.InPlacePass):
         """
         _refuse_uncovered(model)
         rewritten: list[Rewritten] = []
-        if any(_is_training_op(node) for scope in scopes(model) for node in scope.graph.all_nodes()):
+        if any(_is_training_op(node, model) for scope in scopes(model) for node in scope.graph.all_nodes()):
             for scope, infos in typed_scopes(model):
                 rewritten += _ScopeRewriter(scope, infos, model).run()
         return OrtTrainingResult(model, bool(rewritten), tuple(rewritten))
 
 
-def _is_training_op(node: ir.Node) -> bool:
+def _is_training_op(node: ir.Node, model: ir.Model) -> bool:
+    if node.op_identifier() in model.functions:
+        return False
     return ort_training.is_gradient(node) or (node.domain in DOMAINS and node.op_type in REWRITINGS)
 
 
@@ -88,7 +91,7 @@ def _refuse_uncovered(model: ir.Model) -> None:
         for scope in scopes(model)
         for graph, place in graphs_of(scope.graph, scope.place)
         for node in graph
-        if node.domain in DOMAINS and node.op_type in NOT_COVERED
+        if node.domain in DOMAINS and node.op_type in NOT_COVERED and node.op_identifier() not in model.functions
     ]
     if not uncovered:
         return
@@ -141,7 +144,7 @@ class _ScopeRewriter:
     def _found(self) -> Iterator[tuple[ir.Node, str]]:
         for graph, place in graphs_of(self._scope.graph, self._scope.place):
             for node in graph:
-                if _is_training_op(node):
+                if _is_training_op(node, self._model):
                     yield node, place
 
     def _import_layer_norm(self, node: ir.Node, place: str) -> Rewritten:
