@@ -155,6 +155,7 @@ def _dropout() -> list[Case]:
 
     return [
         Case("DropoutGrad", "DropoutGrad", [dy, mask, np.array(ratio), on], expected(0.25)),
+        Case("DropoutGrad_not_training", "DropoutGrad", [dy, mask, np.array(ratio), np.array(False)], expected(0.25)),
         Case("DropoutGrad_no_ratio", "DropoutGrad", [dy, mask], expected(0.5)),
         Case("DropoutGrad_ratio_of_one_axis", "DropoutGrad", [dy, mask, np.array([ratio])], expected(0.25)),
         Case("DropoutGrad_double_ratio", "DropoutGrad", [dy, mask, np.array(0.25)], expected(0.25)),
@@ -317,6 +318,9 @@ def _normalization() -> list[Case]:
                  [dy, x, scale, inv_std], [dx, dscale], {"axis": axis})
         )  # fmt: skip
 
+    for name, shape, axis in (("last", (3, 4, 8), -1), ("two", (3, 4, 5), 1)):
+        cases += _layer_norm(draw, name, shape, axis)
+
     x, dy = draw(4, 3, 5, 2) + 1, draw(4, 3, 5, 2)
     scale, bias, mean0, var0 = draw(3), draw(3), draw(3), np.abs(draw(3)) + 1
 
@@ -343,6 +347,30 @@ def _normalization() -> list[Case]:
              [each.astype(np.float32) for each in outputs], {"momentum": 0.8, "epsilon": 1e-5, "training_mode": 1})
     )  # fmt: skip
     return cases
+
+
+def _layer_norm(draw: Callable[..., Array], name: str, shape: tuple[int, ...], axis: int) -> list[Case]:
+    axes = tuple(range(len(shape)))[axis:]
+    x, dy, scale, bias = draw(*shape) + 1, draw(*shape), draw(*shape[axis:]) + 2, draw(*shape[axis:])
+
+    def layer_norm(v: Array, s: Array, b: Array) -> Array:
+        centred = v - v.mean(axes, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(axes, keepdims=True) + 1e-5) * s + b
+
+    wide = x.astype(np.float64)
+    expected = [
+        gradient(lambda v: layer_norm(v, scale, bias), x, dy),
+        gradient(lambda s: layer_norm(wide, s, bias), scale, dy),
+        gradient(lambda b: layer_norm(wide, scale, b), bias, dy),
+    ]
+    mean = wide.mean(axes, keepdims=True).astype(np.float32)
+    inv_std = (1 / np.sqrt(wide.var(axes, keepdims=True) + 1e-5)).astype(np.float32)
+    y = layer_norm(wide, scale, bias).astype(np.float32)
+    grad, invertible = "LayerNormalizationGrad", "InvertibleLayerNormalizationGrad"
+    return [
+        Case(f"{grad}_{name}", grad, [dy, x, scale, mean, inv_std], expected, {"axis": axis}),
+        Case(f"{invertible}_{name}", invertible, [dy, y, scale, bias, inv_std], expected, {"axis": axis}),
+    ]
 
 
 def convolve(

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients of convolution and pooling."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
-from lnbp_onnx.training_ops.writer import Outputs, Writer, compute_type, static_size
+from lnbp_onnx.training_ops.writer import Outputs, Writer, compute_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def average_pool_grad(w: Writer) -> Outputs:
     one_channel = [1, 1, *window.kernel]
     moves: dict[str, Any] = {"strides": window.strides, "dilations": window.dilations, "pads": window.pads}
     if w.attribute("count_include_pad", 0):
-        counts = w.scalar_like(float(static_size(window.kernel)), dy)
+        counts = w.scalar_like(float(math.prod(window.kernel)), dy)
     else:
         ones = w.filled(w.ints(1, 1, *lengths), 1.0, w.element_type(dy))
         counts = w.op("Conv", ones, w.filled(w.ints(*one_channel), 1.0, w.element_type(dy)), **moves)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading one operator of ONNX Runtime training, and writing the standard operators that take its place."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
@@ -267,11 +266,6 @@ def compute_type(element_type: ir.DataType) -> ir.DataType:
 
 def _tensor(value: Any, element_type: ir.DataType) -> ir.TensorProtocol:
     return ir.tensor(np.array(value).astype(element_type.numpy()), dtype=element_type)
-
-
-def static_size(lengths: Sequence[int]) -> int:
-    """Return the product of lengths."""
-    return math.prod(lengths)
 
 
 def _shape_text(shape: tuple[Dim, ...] | None) -> str:
