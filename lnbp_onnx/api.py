@@ -2,10 +2,10 @@
 """The passes as functions from model to model."""
 
 from lnbp_onnx.edit import AnyModel, apply
-from lnbp_onnx.passes import DecomposePass, EmbedPass, FusePass
+from lnbp_onnx.passes import DecomposePass, EmbedPass, FusePass, OrtTrainingPass
 
 
-def decompose(model: AnyModel) -> AnyModel:
+def decompose(model: AnyModel, *, training_ops: bool = False) -> AnyModel:
     """Return the model with every LayerNormBackprop node rewritten in standard ONNX operators.
 
     Nodes in subgraphs and in model-local functions are rewritten as well, the import of domain ``lnbp`` is removed.
@@ -13,11 +13,16 @@ def decompose(model: AnyModel) -> AnyModel:
 
     Args:
         model: A ModelProto or an ``onnx_ir.Model``; the result is of the same kind.
+        training_ops: Whether to rewrite the operators of ONNX Runtime training as well, so that its graphs run in a
+            current ONNX Runtime. What the graph changed in place becomes an output ``<input>.updated``.
 
     Raises:
         InvalidNodeError: Where the specification refuses a node, or too little is known of it.
-        InvalidModelError: Where the model's opset is too old or unknown.
+        InvalidModelError: Where the model's opset is too old or unknown, or has training operators that cannot be
+            rewritten.
     """
+    if training_ops:
+        model = apply(OrtTrainingPass(), model)
     return apply(DecomposePass(), model)
 
 

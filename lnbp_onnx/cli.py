@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -26,7 +27,7 @@ from lnbp_onnx import report, spec
 from lnbp_onnx.edit import apply_in_place
 from lnbp_onnx.errors import LnbpError
 from lnbp_onnx.model_io import DEFAULT_SIZE_THRESHOLD, Progress, load_model, runnable, save_model
-from lnbp_onnx.passes import DecomposePass, EmbedPass, FusePass
+from lnbp_onnx.passes import DecomposePass, EmbedPass, FusePass, OrtTrainingPass
 from lnbp_onnx.verify import compare as compare_models
 
 EXIT_FAILED = 1
@@ -80,15 +81,25 @@ SizeThreshold = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and write nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors, and JSON where asked for.")]
+TrainingOps = Annotated[
+    bool,
+    typer.Option("--training-ops", help="Rewrite the operators of ONNX Runtime training, such as GeluGrad, as well."),
+]
 Verbose = Annotated[
     bool, typer.Option("-v", "--verbose", help="Print also what did not change, and near misses of fuse.")
 ]
 
 
 def _add_rewriting(
-    name: str, suffix: str, make_pass: Callable[[], ir.passes.InPlacePass], nothing: str, summary: str
+    name: str,
+    suffix: str,
+    make_pass: Callable[[], ir.passes.InPlacePass],
+    nothing: str,
+    summary: str,
+    *,
+    takes_training_ops: bool = False,
 ) -> None:
-    """Add a command that applies a pass: all of them take the same options."""
+    """Add a command that applies a pass: all of them take the same options, --training-ops but for one."""
 
     def command(
         model: Input,
@@ -99,6 +110,7 @@ def _add_rewriting(
         rtol: Rtol = 1e-5,
         atol: Atol = 1e-6,
         input_shape: InputShapes = None,
+        training_ops: TrainingOps = False,
         save_as_external_data: External = False,
         size_threshold: SizeThreshold = None,
         dry_run: DryRun = False,
@@ -108,6 +120,8 @@ def _add_rewriting(
     ) -> None:
         if save_as_external_data and size_threshold is None:
             size_threshold = DEFAULT_SIZE_THRESHOLD
+        if training_ops and check:
+            raise typer.BadParameter("--check runs IN, and no inference runtime runs its training operators.")
         request = _Request(
             source=model,
             target=_target(model, target, output, in_place, suffix),
@@ -118,8 +132,16 @@ def _add_rewriting(
             size_threshold=size_threshold,
             dry_run=dry_run,
         )
-        _rewrite(request, make_pass(), nothing, _Printer(as_json, quiet, verbose))
+        printer = _Printer(as_json, quiet, verbose)
+        if training_ops:
+            none = f"{nothing}, and no operator of ONNX Runtime training"
+            _rewrite(request, [OrtTrainingPass(), make_pass()], none, printer)
+        _rewrite(request, [make_pass()], nothing, printer)
 
+    if not takes_training_ops:
+        full = signature(command)
+        kept = [each for each in full.parameters.values() if each.name != "training_ops"]
+        command.__signature__ = full.replace(parameters=kept)  # type: ignore[attr-defined]
     app.command(name, help=summary)(command)
 
 
@@ -129,6 +151,7 @@ _add_rewriting(
     DecomposePass,
     f"the model has no {spec.OP_TYPE} node",
     f"Rewrite every {spec.OP_TYPE} node in standard operators, which any runtime executes.",
+    takes_training_ops=True,
 )
 _add_rewriting(
     "embed",
@@ -267,15 +290,20 @@ class _Printer:
             bar.stop()
 
 
-def _rewrite(request: _Request, rewriting: ir.passes.InPlacePass, nothing: str, printer: _Printer) -> None:
-    """Read a model, apply a pass, compare if asked, write, and tell; exits with the command's code."""
+def _rewrite(
+    request: _Request, rewritings: Sequence[ir.passes.InPlacePass], nothing: str, printer: _Printer
+) -> NoReturn:
+    """Read a model, apply passes, compare if asked, write, and tell; exits with the command's code."""
     start = time.perf_counter()
     with printer.progress(f"Rewriting {request.source.name}"):
         model = load_model(request.source)
         before: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": request.source.stat().st_size}
-        result = apply_in_place(rewriting, model)
+        results = [apply_in_place(rewriting, model) for rewriting in rewritings]
+        modified = any(result.modified for result in results)
         after: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": model.ByteSize()}
-    data: dict[str, Any] = report.outcomes(result) | {"before": before, "after": after}
+    data: dict[str, Any] = {"before": before, "after": after}
+    for result in results:
+        data |= report.outcomes(result)
     ok = True
     if request.check:
         data["check"] = _check(request, model)
@@ -290,6 +318,10 @@ def _rewrite(request: _Request, rewriting: ir.passes.InPlacePass, nothing: str, 
     data["seconds"] = time.perf_counter() - start
 
     printer.data(data)
+    if data.get("training_ops"):
+        if printer.verbose:
+            printer.show(report.training_ops_table(data["training_ops"]))
+        printer.say(report.training_ops_sentence(data["training_ops"]))
     if data["nodes"]:
         table = report.fused_table if "missed" in data else report.operators_table
         printer.show(table(data["nodes"]))
@@ -298,11 +330,11 @@ def _rewrite(request: _Request, rewriting: ir.passes.InPlacePass, nothing: str, 
             printer.show(report.missed_table(data["missed"]))
         else:
             printer.say(f"Near misses: {len(data['missed'])}; -v says what stopped them.")
-    if result.modified:
+    if modified:
         printer.show(report.change_table(before, after, data.get("check"), everything=printer.verbose))
     if request.check:
         printer.show(report.comparison_table(data["check"]))
-    if not result.modified:
+    if not modified:
         printer.say(f"Nothing to do: {nothing}.")
     reasons = [] if ok else ["the check failed"]
     if request.dry_run:

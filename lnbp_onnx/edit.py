@@ -30,8 +30,9 @@ def apply(rewriting: ir.passes.InPlacePass, model: AnyModel) -> AnyModel:
     """Return `model` with a pass applied; the model itself is left as it was.
 
     Args:
-        rewriting: A pass that adds and removes nodes, functions and imports, removes initializers, pads a node's
-            inputs, trims its omitted outputs or adds attributes to it, and leaves the rest alone.
+        rewriting: A pass that adds and removes nodes, functions and imports, removes initializers, appends outputs to
+            the main graph, pads a node's inputs, trims its omitted outputs or adds attributes to it, and leaves the
+            rest alone.
         model: A ModelProto, whose external data is not looked at, or an ``onnx_ir.Model``.
     """
     if isinstance(model, ir.Model):
@@ -98,6 +99,8 @@ def _apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) ->
     proto.ir_version = model.ir_version or proto.ir_version
     _write_imports(model.opset_imports, proto)
     _write_graph(model.graph, proto.graph, origins)
+    added_outputs = model.graph.outputs[len(proto.graph.output) :]
+    proto.graph.output.extend(ir.serde.serialize_value(output) for output in added_outputs)
     if not proto.training_info:
         # The graphs of a training_info may use the initializers.
         _remove_initializers(model.graph, proto.graph, origins)

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx
 import onnx_ir as ir
 
+from lnbp_onnx import foreign
 from lnbp_onnx.errors import LnbpError
 from lnbp_onnx.node import TensorInfo
+from lnbp_onnx.protos import graph_nodes, graphs_in
 
 # Larger tensors carry no shape information and would be copied for nothing.
 _LARGEST_TENSOR_KEPT = 1024
@@ -68,7 +70,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _skeleton(graph: ir.Graph, functions: Iterable[ir.Function], opset_imports: Mapping[str, int]) -> onnx.ModelProto:
-    """Return a model to infer: the graph with its large initializers turned into inputs."""
+    """Return a model to infer: the graph with its large initializers as inputs, and stand-ins for foreign operators."""
     clone = graph.clone(allow_outer_scope_values=True)
     clone.opset_imports.update(opset_imports)
     for name, value in list(clone.initializers.items()):
@@ -78,7 +80,14 @@ def _skeleton(graph: ir.Graph, functions: Iterable[ir.Function], opset_imports: 
             if value not in clone.inputs:
                 clone.inputs.append(value)
     clones = [function.clone() for function in _called(graph, functions)]
-    return ir.to_proto(ir.Model(clone, ir_version=onnx.IR_VERSION, functions=clones))
+    model = ir.to_proto(ir.Model(clone, ir_version=onnx.IR_VERSION, functions=clones))
+    if any(foreign.is_foreign(node) for node in graph_nodes(model.graph.node)):
+        nodes = foreign.with_stand_ins(list(model.graph.node))
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        shape = onnx.helper.make_tensor_value_info(foreign.UNKNOWN_SHAPE, onnx.TensorProto.INT64, [None])
+        model.graph.input.append(shape)
+    return model
 
 
 def _called(graph: ir.Graph, functions: Iterable[ir.Function]) -> list[ir.Function]:
@@ -106,7 +115,10 @@ def _collect(graph: ir.Graph, proto: onnx.GraphProto, infos: dict[ir.Value, Tens
         info = inferred.get(value.name or "")
         if info is not None:
             infos[value] = _merge(infos[value], info)
-    for node, node_proto in zip(graph, proto.node, strict=True):
+    # Foreign operators, which have no subgraphs, may have become more nodes or fewer.
+    holders = [node for node in graph if any(subgraphs_of(node))]
+    holder_protos = [node for node in proto.node if any(graphs_in(node))]
+    for node, node_proto in zip(holders, holder_protos, strict=True):
         attributes = {attribute.name: attribute for attribute in node_proto.attribute}
         for name, subgraphs in subgraphs_of(node):
             attribute = attributes[name]

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from onnx import ModelProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 
 def model_nodes(model: ModelProto) -> Iterator[NodeProto]:
@@ -17,6 +17,13 @@ def graph_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     """Yield nodes and those of their subgraphs."""
     for node in nodes:
         yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from graph_nodes(graph.node)
+        for graph in graphs_in(node):
+            yield from graph_nodes(graph.node)
+
+
+def graphs_in(node: NodeProto) -> Iterator[GraphProto]:
+    """Yield the subgraphs of a node."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs

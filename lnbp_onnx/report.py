@@ -19,7 +19,7 @@ from lnbp_onnx.errors import KernelError
 from lnbp_onnx.kernels import native
 from lnbp_onnx.node import BackpropNode
 from lnbp_onnx.operators import Operator
-from lnbp_onnx.passes import FuseResult
+from lnbp_onnx.passes import FuseResult, OrtTrainingResult
 from lnbp_onnx.protos import model_nodes
 from lnbp_onnx.session import IN_HOST_MEMORY
 from lnbp_onnx.specialise import specialised_operators
@@ -32,7 +32,19 @@ _OUTCOMES = {"served": "kept, with the function", "decomposed": "decomposed"}
 
 
 def outcomes(result: ir.passes.PassResult) -> dict[str, Any]:
-    """Describe what a pass met: the operator's nodes with what became of each, and near misses of *fuse*."""
+    """Describe what a pass met: the operator's nodes with what became of each, near misses, training operators."""
+    if isinstance(result, OrtTrainingResult):
+        return {
+            "training_ops": [
+                {
+                    "node": each.name,
+                    "place": each.place,
+                    "operator": each.op_type,
+                    "updated": list(each.updated),
+                }
+                for each in result.rewritten
+            ]
+        }
     if isinstance(result, FuseResult):
         return {
             "nodes": [
@@ -57,6 +69,23 @@ def fused_table(fused: list[dict[str, Any]]) -> Table:
 def missed_table(missed: list[dict[str, Any]]) -> Table:
     """Return the table of what looks like a layer-norm gradient and is none, with the reason."""
     return _places(f"Near misses: {len(missed)}", ("at", "place", "what stopped it"), missed, "reason")
+
+
+def training_ops_table(rewritten: list[dict[str, Any]]) -> Table:
+    """Return the table of the training operators that were rewritten."""
+    title = f"Training operators rewritten: {len(rewritten)}"
+    return _places(title, ("node", "place", "operator"), rewritten, "operator")
+
+
+def training_ops_sentence(rewritten: list[dict[str, Any]]) -> str:
+    """Return what became of the training operators in a sentence or two."""
+    counts = Counter(each["operator"] for each in rewritten)
+    listed = ", ".join(f"{count} {op_type}" for op_type, count in sorted(counts.items()))
+    updated = [name for each in rewritten for name in each["updated"]]
+    sentence = f"Training operators rewritten: {len(rewritten)} ({listed})."
+    if updated:
+        sentence += f" What was changed in place is a graph output now: {len(updated)}, the first {updated[0]}."
+    return sentence
 
 
 def _places(title: str, columns: tuple[str, ...], rows: list[dict[str, Any]], last: str) -> Table:

@@ -49,7 +49,8 @@ class _Importer:
             raise InvalidNodeError(f"{self._node.op_type} has {len(inputs)} of its 5 inputs")
         dy, third, gamma, fourth, inv_std = inputs
         if self._node.op_type == "LayerNormalizationGrad":
-            x, mean = third, fourth
+            # The variance is float; the operator's two statistics have one type.
+            x, mean = third, self._in_float(fourth, "mean_cast")
         else:
             x, mean = self._input_of(third, gamma, fourth, inv_std), self._zeros_like(inv_std)
         variance = self._variance(inv_std)
@@ -90,18 +91,14 @@ class _Importer:
         graph.remove(node, safe=True)
 
     def _variance(self, inv_std: ir.Value) -> ir.Value:
-        if self._is_half(inv_std):
-            inv_std = self._step("Cast", [inv_std], "inv_std_cast", to=ir.DataType.FLOAT)
+        inv_std = self._in_float(inv_std, "inv_std_cast")
         squared = self._step("Mul", [inv_std, inv_std], "inv_std_squared")
         return self._step("Reciprocal", [squared], "variance")
 
     def _input_of(self, y: ir.Value, gamma: ir.Value, beta: ir.Value, inv_std: ir.Value) -> ir.Value:
         """Return what the normalisation had for input, less its mean; half types are computed in float."""
         element_type = self._infos[y].element_type
-        y, gamma, beta, inv_std = (
-            self._step("Cast", [value], "cast", to=ir.DataType.FLOAT) if self._is_half(value) else value
-            for value in (y, gamma, beta, inv_std)
-        )
+        y, gamma, beta, inv_std = (self._in_float(value, "cast") for value in (y, gamma, beta, inv_std))
         value = self._step("Sub", [y, beta], "unshifted")
         value = self._step("Div", [value, gamma], "xhat")
         value = self._step("Div", [value, inv_std], "centred")
@@ -116,9 +113,12 @@ class _Importer:
         self._nodes.append(ir.Node("", "ConstantOfShape", [shape], [zero], outputs=[output], name=output.name))
         return output
 
-    def _is_half(self, value: ir.Value) -> bool:
+    def _in_float(self, value: ir.Value, name: str) -> ir.Value:
+        """Return a value of a half type in float, any other one as it is."""
         element_type = self._infos[value].element_type
-        return element_type is not None and ir.DataType(element_type) in _HALF
+        if element_type is None or ir.DataType(element_type) not in _HALF:
+            return value
+        return self._step("Cast", [value], name, to=ir.DataType.FLOAT)
 
     def _step(
         self,

@@ -4,6 +4,7 @@
 from lnbp_onnx.passes.decompose import DecomposePass, DecomposeResult
 from lnbp_onnx.passes.embed import EmbedPass, EmbedResult
 from lnbp_onnx.passes.fuse import Fused, FusePass, FuseResult, Missed
+from lnbp_onnx.passes.ort_training import OrtTrainingPass, OrtTrainingResult, Rewritten
 
 __all__ = [
     "DecomposePass",
@@ -14,4 +15,7 @@ __all__ = [
     "FuseResult",
     "Fused",
     "Missed",
+    "OrtTrainingPass",
+    "OrtTrainingResult",
+    "Rewritten",
 ]
