@@ -230,14 +230,10 @@ class Backprop {
                       RowValues<C>& values) const {
     values.has_residual = !has_statistics();
     if (!has_statistics()) return;
-    C variance[kMaxTileRows];
     LoadElements(arguments_.statistics_type, arguments_.mean, row, rows,
                  values.mean);
     LoadElements(arguments_.statistics_type, arguments_.variance, row, rows,
-                 variance);
-    for (std::size_t i = 0; i < rows; ++i) {
-      values.rstd[i] = static_cast<C>(means_.Rstd(variance[i]));
-    }
+                 values.variance);
   }
 
   bool RunByRows() {
@@ -313,7 +309,9 @@ class Backprop {
   bool RunByColumns() {
     RowValues<C> values;
     LoadStatistics(0, num_rows_, values);
-    if (!has_statistics()) {
+    if (has_statistics()) {
+      means_.SetRstd(num_rows_, values);
+    } else {
       std::fill_n(values.mean, num_rows_, C{0});
       if (!SetMeanByColumns(values.mean, values.mean) ||
           !SetMeanByColumns(values.mean, values.residual)) {

@@ -42,7 +42,7 @@ template <typename C>
 struct RowFunctions {
   // The gradient of whole rows, a group at a time: its sums and, while its
   // elements are in the cache, input_delta. Groups have at most `group_rows`
-  // rows. Without residuals mean and rstd are given.
+  // rows. Without residuals mean and variance are given.
   void (*whole_rows)(const Tile<C>& tile, std::size_t num_rows,
                      std::size_t group_rows, RowMeans means,
                      RowValues<C>& values);

@@ -50,6 +50,7 @@ class RowFunctionsOf {
   static void WholeRows(const Tile<C>& tile, std::size_t num_rows,
                         std::size_t group_rows, RowMeans means,
                         RowValues<C>& values) {
+    if (!values.has_residual) means.SetRstd(num_rows, values);
     for (std::size_t begin = 0; begin < num_rows; begin += group_rows) {
       const std::size_t rest = num_rows - begin;
       const std::size_t end = begin + (rest < group_rows ? rest : group_rows);

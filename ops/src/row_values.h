@@ -29,6 +29,7 @@ template <typename C>
 struct RowValues {
   bool has_residual;
   C mean[kMaxTileRows];
+  C variance[kMaxTileRows];  // only where it is given
   C residual[kMaxTileRows];
   C rstd[kMaxTileRows];
   C shift[kMaxTileRows];
@@ -59,6 +60,14 @@ struct RowMeans {
 
   LNBP_INLINE double Rstd(double variance) const {
     return 1 / sqrt(variance + epsilon);
+  }
+
+  // From given variances.
+  template <typename C>
+  LNBP_INLINE void SetRstd(std::size_t num_rows, RowValues<C>& values) const {
+    for (std::size_t row = 0; row < num_rows; ++row) {
+      values.rstd[row] = static_cast<C>(Rstd(values.variance[row]));
+    }
   }
 
   // From sums of x - mean and the like.
