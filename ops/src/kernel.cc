@@ -282,25 +282,21 @@ class Backprop {
     const C* tile = gradient.TileSums(scratch_, norm_size_, block);
     double* sums = gradient.BlockSums(scratch_, norm_size_, block);
     if (is_first) std::fill_n(sums, norm_size_, 0.0);
-    for (std::size_t i = 0; i < norm_size_; ++i) {
-      sums[i] += static_cast<double>(tile[i]);
-    }
+    functions_.fold(tile, norm_size_, sums);
   }
 
   void FoldBlocks(const ParameterGradient<C>& gradient,
                   std::size_t begin) const {
     const std::size_t count = std::min(kFoldColumns, norm_size_ - begin);
     double totals[kFoldColumns] = {};
-    const auto add = [&totals, count](const auto* sums) {
-      for (std::size_t i = 0; i < count; ++i) {
-        totals[i] += static_cast<double>(sums[i]);
-      }
-    };
     for (std::size_t block = 0; block < plan_.num_blocks; ++block) {
       if (plan_.has_many_tiles()) {
-        add(gradient.BlockSums(scratch_, norm_size_, block) + begin);
+        const double* sums =
+            gradient.BlockSums(scratch_, norm_size_, block) + begin;
+        for (std::size_t i = 0; i < count; ++i) totals[i] += sums[i];
       } else {
-        add(gradient.TileSums(scratch_, norm_size_, block) + begin);
+        functions_.fold(gradient.TileSums(scratch_, norm_size_, block) + begin,
+                        count, totals);
       }
     }
     gradient.StoreColumns(scratch_, totals, begin, count);

@@ -58,6 +58,9 @@ struct RowFunctions {
   void (*apply)(const Tile<C>& tile, std::size_t num_rows,
                 const RowValues<C>& values);
 
+  // totals[i] += sums[i]
+  void (*fold)(const C* sums, std::size_t count, double* totals);
+
   // To be called by the thread that made stores past the cache, before it says
   // that it is done.
   void (*finish_stores)();

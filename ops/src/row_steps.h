@@ -25,7 +25,7 @@ template <typename T, typename C, typename Steps>
 class RowFunctionsOf {
  public:
   static constexpr RowFunctions<C> Table() {
-    return {WholeRows, SumInput, SumProducts, Apply, Steps::FinishStores};
+    return {WholeRows, SumInput, SumProducts, Apply, Fold, Steps::FinishStores};
   }
 
  private:
@@ -144,6 +144,12 @@ class RowFunctionsOf {
     ForRows(0, num_rows, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
       Steps::template Apply<rows>(tile, row, values);
     });
+  }
+
+  static void Fold(const C* sums, std::size_t count, double* totals) {
+    for (std::size_t i = 0; i < count; ++i) {
+      totals[i] += static_cast<double>(sums[i]);
+    }
   }
 };
 

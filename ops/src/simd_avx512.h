@@ -309,30 +309,8 @@ struct EvenOdd {
   }
 };
 
-template <>
-struct Elements<Bfloat16> {
-  using Vector = Floats;
-  using Columns = EvenOdd;
-
-  template <typename Part>
-  static LNBP_INLINE Floats Load(const Bfloat16* from, Part part) {
-    const __m512i halves = LoadHalves(from, part);
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(halves, 16)),
-            _mm512_castsi512_ps(_mm512_and_si512(halves, UpperHalves()))};
-  }
-  template <typename Part>
-  static LNBP_INLINE void Store(Bfloat16* to, Floats v, Part part) {
-    StoreHalves(to, Round(v), part);
-  }
-  static LNBP_INLINE void Stream(Bfloat16* to, Floats v) {
-    StreamHalves(to, Round(v));
-  }
-
- private:
-  static LNBP_INLINE __m512i UpperHalves() {
-    return _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  }
-  // The instruction for this, of AVX512_BF16, takes subnormal numbers for 0.
+// To nearest, ties to even; the even columns in the lower halves.
+struct RoundingToBfloat16 {
   static LNBP_INLINE __m512i Round(Floats v) {
     __m512i even = RoundNumbers(v.a);
     __m512i odd = RoundNumbers(v.b);
@@ -343,7 +321,9 @@ struct Elements<Bfloat16> {
     return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(even, 16),
                                    odd);
   }
-  // To nearest, ties to even, in the upper half.
+
+ private:
+  // In the upper half.
   static LNBP_INLINE __m512i RoundNumbers(__m512 v) {
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i last =
@@ -357,6 +337,34 @@ struct Elements<Bfloat16> {
                                 _mm512_set1_epi32(0x400000));
   }
 };
+
+template <typename Rounding>
+struct Bfloat16Elements {
+  using Vector = Floats;
+  using Columns = EvenOdd;
+
+  template <typename Part>
+  static LNBP_INLINE Floats Load(const Bfloat16* from, Part part) {
+    const __m512i halves = LoadHalves(from, part);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(halves, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(halves, UpperHalves()))};
+  }
+  template <typename Part>
+  static LNBP_INLINE void Store(Bfloat16* to, Floats v, Part part) {
+    StoreHalves(to, Rounding::Round(v), part);
+  }
+  static LNBP_INLINE void Stream(Bfloat16* to, Floats v) {
+    StreamHalves(to, Rounding::Round(v));
+  }
+
+ private:
+  static LNBP_INLINE __m512i UpperHalves() {
+    return _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  }
+};
+
+template <>
+struct Elements<Bfloat16> : Bfloat16Elements<RoundingToBfloat16> {};
 
 }  // namespace lnbp::avx512
 
