@@ -88,7 +88,7 @@ def abi(session: nox.Session) -> None:
 def paths(session: nox.Session) -> None:
     """The conformance of the native kernel on each path that the machine may have."""
     session.install(".[dev]")
-    for isa in ("portable", "avx2", "avx512"):
+    for isa in ("portable", "avx2", "avx512", "avx512bf16"):
         session.run("pytest", "-q", "-n", "2", "tests/test_conformance.py", "-k", "native", env={"LNBP_ISA": isa})
 
 

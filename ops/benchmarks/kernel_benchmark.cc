@@ -65,7 +65,8 @@ struct Path {
 
 constexpr Path kPaths[] = {{"portable", Isa::kPortable},
                            {"avx2", Isa::kAvx2},
-                           {"avx512", Isa::kAvx512}};
+                           {"avx512", Isa::kAvx512},
+                           {"avx512bf16", Isa::kAvx512Bf16}};
 
 constexpr int kRounds = 25;
 
@@ -216,6 +217,10 @@ bool Benchmark(const Type& type, const Shape& shape) {
     const std::size_t num_triads = candidates.size();
     for (const Path& path : kPaths) {
       if (path.isa > BestIsa()) continue;
+      // The same as avx512 for the other types.
+      if (path.isa == Isa::kAvx512Bf16 && type.type != ElementType::kBfloat16) {
+        continue;
+      }
       if (!IsRight(problem, data, expected, type, path.isa, pool)) {
         std::fprintf(stderr, "%s %s: wrong results\n", type.name, path.name);
         return false;

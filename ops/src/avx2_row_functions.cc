@@ -2,15 +2,16 @@
 
 #include "avx2_row_functions.h"
 
+#include "row_steps.h"
 #include "simd_avx2.h"
-#include "simd_row_functions.h"
+#include "simd_steps.h"
 
 namespace lnbp {
 namespace {
 
 template <typename T>
 constexpr RowFunctions<ComputeType<T>> kFunctions =
-    SimdRowFunctions<T, avx2::Elements<T>>::Table();
+    RowFunctionsOf<T, ComputeType<T>, SimdSteps<T, avx2::Elements<T>>>::Table();
 
 }  // namespace
 

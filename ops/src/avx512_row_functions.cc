@@ -2,15 +2,17 @@
 
 #include "avx512_row_functions.h"
 
+#include "row_steps.h"
 #include "simd_avx512.h"
-#include "simd_row_functions.h"
+#include "simd_steps.h"
 
 namespace lnbp {
 namespace {
 
 template <typename T>
 constexpr RowFunctions<ComputeType<T>> kFunctions =
-    SimdRowFunctions<T, avx512::Elements<T>>::Table();
+    RowFunctionsOf<T, ComputeType<T>,
+                   SimdSteps<T, avx512::Elements<T>>>::Table();
 
 }  // namespace
 

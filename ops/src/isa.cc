@@ -79,9 +79,11 @@ Isa DetectIsa() {
   if (!HasAll(states, kXmmYmm) || !HasAll(features, kAvx2)) {
     return Isa::kPortable;
   }
-  const bool has_avx512 =
-      HasAll(states, kOpmaskZmm) && HasAll(features, kAvx512);
-  return has_avx512 ? Isa::kAvx512 : Isa::kAvx2;
+  if (!HasAll(states, kOpmaskZmm) || !HasAll(features, kAvx512)) {
+    return Isa::kAvx2;
+  }
+  constexpr std::uint32_t kBf16 = 1u << 5;
+  return HasAll(Cpuid(7, 1).eax, kBf16) ? Isa::kAvx512Bf16 : Isa::kAvx512;
 }
 
 std::size_t DetectLastLevelCache() {
@@ -127,6 +129,9 @@ Isa IsaUpTo(const char* name) {
   if (name == nullptr) return BestIsa();
   if (std::strcmp(name, "portable") == 0) return Isa::kPortable;
   if (std::strcmp(name, "avx2") == 0) return std::min(Isa::kAvx2, BestIsa());
+  if (std::strcmp(name, "avx512") == 0) {
+    return std::min(Isa::kAvx512, BestIsa());
+  }
   return BestIsa();
 }
 

@@ -11,13 +11,14 @@
 namespace lnbp {
 
 // Each one includes those before it.
-enum class Isa { kPortable, kAvx2, kAvx512 };
+enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
 // The last one that this build and this machine have.
 Isa BestIsa();
 
-// What `name` (portable, avx2 or avx512) allows: that one, or the best one
-// where the machine has less. A null or unknown name allows everything.
+// What `name` (portable, avx2, avx512 or avx512bf16) allows: that one, or the
+// best one where the machine has less. A null or unknown name allows
+// everything.
 Isa IsaUpTo(const char* name);
 
 // What the environment variable LNBP_ISA allows; read once.

@@ -9,6 +9,7 @@
 
 #include "plan.h"
 #include "row_functions.h"
+#include "row_values.h"
 #include "scratch.h"
 #include "select_row_functions.h"
 
@@ -43,12 +44,6 @@ void StoreElements(ElementType type, const double* from, std::size_t begin,
   });
 }
 
-void AddTo(RowSums& total, const RowSums& sums) {
-  total.squares += sums.squares;
-  total.g += sums.g;
-  total.products += sums.products;
-}
-
 // gamma_delta or beta_delta. The columns of all rows are summed first; where
 // columns share an element, Finish adds up their sums.
 template <typename C>
@@ -61,7 +56,7 @@ class ParameterGradient {
 
   void AddTo(Scratch& scratch, std::size_t norm_size, const Plan& plan) {
     tile_sums_ = scratch.Add<C>(norm_size, plan.num_blocks);
-    if (plan.has_many_tiles()) {
+    if (is_wanted() && plan.has_many_tiles()) {
       block_sums_ = scratch.Add<double>(norm_size, plan.num_blocks);
     }
     AddTotalsTo(scratch, norm_size);
@@ -127,7 +122,8 @@ class Backprop {
         pool_(pool),
         num_rows_(arguments.num_rows),
         norm_size_(arguments.norm_size),
-        inverse_norm_size_(1 / static_cast<double>(arguments.norm_size)),
+        means_{1 / static_cast<double>(arguments.norm_size),
+               static_cast<double>(arguments.epsilon)},
         element_size_(SizeOf(arguments.type)),
         functions_(SelectRowFunctions<C>(arguments.type, arguments.isa)),
         gradients_{{arguments.parameter_type, arguments.gamma_broadcast,
@@ -142,16 +138,15 @@ class Backprop {
     }
     plan_ = MakePlan(num_rows_, norm_size_, element_size_);
     past_cache_ = IsPastCache();
-    const std::size_t num_sums = plan_.num_tiles * num_rows_;
     if (needs_gamma_row()) gamma_row_ = scratch_.Add<C>(norm_size_);
     if (plan_.by_columns) {
-      column_sums_ = scratch_.Add<double>(num_sums);
-      column_products_ = scratch_.Add<RowSums>(num_sums);
+      column_means_ = scratch_.Add<double>(num_rows_, plan_.num_tiles);
+      column_sums_ = scratch_.Add<TileSums>(plan_.num_tiles);
     }
     for (auto& gradient : gradients_) {
       if (plan_.by_columns) {
         gradient.AddTotalsTo(scratch_, norm_size_);
-      } else if (wants_sums()) {
+      } else {
         gradient.AddTo(scratch_, norm_size_, plan_);
       }
     }
@@ -168,12 +163,6 @@ class Backprop {
 
  private:
   bool has_statistics() const { return arguments_.mean != nullptr; }
-
-  // The sums of both gradients, or of neither: it takes no time to speak of to
-  // add up one that is not wanted.
-  bool wants_sums() const {
-    return gradients_[0].is_wanted() || gradients_[1].is_wanted();
-  }
 
   // Whether the kernel keeps an array of gamma as the row functions read it.
   bool needs_gamma_row() const {
@@ -209,30 +198,21 @@ class Backprop {
     });
   }
 
-  std::size_t Offset(std::size_t row, std::size_t tile) const {
-    return (row * norm_size_ + tile * kMaxTileColumns) * element_size_;
-  }
-
-  Tile TileAt(std::size_t row, std::size_t rows, std::size_t tile) const {
-    const std::size_t offset = Offset(row, tile);
+  // Of all columns, or of a tile of columns.
+  Tile<C> TileAt(std::size_t row, std::size_t column, std::size_t num_columns,
+                 C* gamma_sums, C* beta_sums) const {
+    const std::size_t offset = (row * norm_size_ + column) * element_size_;
     return {
         static_cast<const unsigned char*>(arguments_.input_forward) + offset,
         static_cast<const unsigned char*>(arguments_.output_delta) + offset,
+        gamma_ + column,
         norm_size_,
-        rows,
-        std::min(kMaxTileColumns, norm_size_ - tile * kMaxTileColumns),
-        plan_.rows_ahead};
-  }
-
-  const C* GammaAt(std::size_t tile) const {
-    return gamma_ + tile * kMaxTileColumns;
-  }
-
-  Output<C> OutputAt(std::size_t row, std::size_t tile, C* gamma_sums,
-                     C* beta_sums) const {
-    return {
-        static_cast<unsigned char*>(arguments_.input_delta) + Offset(row, tile),
-        gamma_sums, beta_sums, past_cache_};
+        num_columns,
+        plan_.rows_ahead,
+        static_cast<unsigned char*>(arguments_.input_delta) + offset,
+        gamma_sums,
+        beta_sums,
+        past_cache_};
   }
 
   // Whether input_delta would only drive out of the last-level cache what is
@@ -245,38 +225,15 @@ class Backprop {
            arguments_.input_delta != arguments_.output_delta;
   }
 
-  double Rstd(double variance) const {
-    return 1 / std::sqrt(variance + static_cast<double>(arguments_.epsilon));
-  }
-
-  C Mean(double sum) const { return static_cast<C>(sum * inverse_norm_size_); }
-
-  // Of the given statistics; without them, what leaves the elements as they
-  // are.
-  void InitialCentres(std::size_t row, std::size_t rows,
-                      Centre<C>* centres) const {
-    C mean[kMaxTileRows] = {};
-    C variance[kMaxTileRows];
-    if (has_statistics()) {
-      LoadElements(arguments_.statistics_type, arguments_.mean, row, rows,
-                   mean);
-      LoadElements(arguments_.statistics_type, arguments_.variance, row, rows,
-                   variance);
-    }
-    for (std::size_t i = 0; i < rows; ++i) {
-      const double scale = has_statistics() ? Rstd(variance[i]) : 1;
-      centres[i] = {mean[i], 0, static_cast<C>(scale)};
-    }
-  }
-
-  RowFactors<C> Factors(const Centre<C>& centre, const RowSums& sums) const {
-    if (has_statistics()) {
-      return {centre.mean, centre.residual, centre.scale, Mean(sums.g),
-              Mean(sums.products)};
-    }
-    const double rstd = Rstd(sums.squares * inverse_norm_size_);
-    return {centre.mean, centre.residual, static_cast<C>(rstd), Mean(sums.g),
-            Mean(sums.products * rstd)};
+  // The statistics that are given.
+  void LoadStatistics(std::size_t row, std::size_t rows,
+                      RowValues<C>& values) const {
+    values.has_residual = !has_statistics();
+    if (!has_statistics()) return;
+    LoadElements(arguments_.statistics_type, arguments_.mean, row, rows,
+                 values.mean);
+    LoadElements(arguments_.statistics_type, arguments_.variance, row, rows,
+                 values.variance);
   }
 
   bool RunByRows() {
@@ -284,7 +241,7 @@ class Backprop {
                      [this](std::size_t block) noexcept { RunBlock(block); })) {
       return false;
     }
-    if (!wants_sums()) return true;
+    if (!gradients_[0].is_wanted() && !gradients_[1].is_wanted()) return true;
     const std::size_t num_tasks =
         1 + plan_.num_blocks * norm_size_ / kMinFoldElements;
     return ParallelFor(
@@ -301,70 +258,23 @@ class Backprop {
   void RunBlock(std::size_t block) const {
     const std::size_t begin = block * plan_.block_rows;
     const std::size_t end = std::min(begin + plan_.block_rows, num_rows_);
-    C* sums[2] = {};
-    if (wants_sums()) {
-      for (std::size_t i = 0; i < 2; ++i) {
-        sums[i] = gradients_[i].TileSums(scratch_, norm_size_, block);
-      }
-    }
-    for (std::size_t tile_begin = begin; tile_begin < end;
-         tile_begin += kMaxTileRows) {
-      const std::size_t tile_end = std::min(tile_begin + kMaxTileRows, end);
-      for (C* sum : sums) {
-        if (sum != nullptr) std::fill_n(sum, norm_size_, C{0});
-      }
-      for (std::size_t row = tile_begin; row < tile_end;
-           row += plan_.group_rows) {
-        RunGroup(row, std::min(plan_.group_rows, tile_end - row), sums[0],
-                 sums[1]);
-      }
+    C* const gamma_sums = gradients_[0].TileSums(scratch_, norm_size_, block);
+    C* const beta_sums = gradients_[1].TileSums(scratch_, norm_size_, block);
+    RowValues<C> values;
+    for (std::size_t row = begin; row < end; row += kMaxTileRows) {
+      const std::size_t rows = std::min(kMaxTileRows, end - row);
+      std::fill_n(gamma_sums, norm_size_, C{0});
+      std::fill_n(beta_sums, norm_size_, C{0});
+      LoadStatistics(row, rows, values);
+      functions_.whole_rows(TileAt(row, 0, norm_size_, gamma_sums, beta_sums),
+                            rows, plan_.group_rows, means_, values);
       for (const auto& gradient : gradients_) {
         if (gradient.is_wanted() && plan_.has_many_tiles()) {
-          FoldTile(gradient, block, tile_begin == begin);
+          FoldTile(gradient, block, row == begin);
         }
       }
     }
-  }
-
-  void RunGroup(std::size_t row, std::size_t rows, C* gamma_sums,
-                C* beta_sums) const {
-    Centre<C> centres[kMaxTileRows];
-    InitialCentres(row, rows, centres);
-    if (!has_statistics()) {
-      for (C Centre<C>::* const part :
-           {&Centre<C>::mean, &Centre<C>::residual}) {
-        C means[kMaxTileRows];
-        for (std::size_t i = 0; i < rows; ++i) means[i] = centres[i].mean;
-        double totals[kMaxTileRows] = {};
-        double sums[kMaxTileRows];
-        for (std::size_t tile = 0; tile < plan_.num_tiles; ++tile) {
-          functions_.sum_input(TileAt(row, rows, tile), means, sums);
-          for (std::size_t i = 0; i < rows; ++i) totals[i] += sums[i];
-        }
-        for (std::size_t i = 0; i < rows; ++i) {
-          centres[i].*part = Mean(totals[i]);
-        }
-      }
-    }
-    RowSums totals[kMaxTileRows] = {};
-    RowSums sums[kMaxTileRows];
-    for (std::size_t tile = 0; tile < plan_.num_tiles; ++tile) {
-      functions_.sum_products(TileAt(row, rows, tile), centres, GammaAt(tile),
-                              has_statistics(), sums);
-      for (std::size_t i = 0; i < rows; ++i) AddTo(totals[i], sums[i]);
-    }
-    RowFactors<C> factors[kMaxTileRows];
-    for (std::size_t i = 0; i < rows; ++i) {
-      factors[i] = Factors(centres[i], totals[i]);
-    }
-    for (std::size_t tile = 0; tile < plan_.num_tiles; ++tile) {
-      const std::size_t column = tile * kMaxTileColumns;
-      functions_.apply(
-          TileAt(row, rows, tile), factors, GammaAt(tile), has_statistics(),
-          OutputAt(row, tile,
-                   gamma_sums == nullptr ? nullptr : gamma_sums + column,
-                   beta_sums == nullptr ? nullptr : beta_sums + column));
-    }
+    if (past_cache_) functions_.finish_stores();
   }
 
   void FoldTile(const ParameterGradient<C>& gradient, std::size_t block,
@@ -372,84 +282,92 @@ class Backprop {
     const C* tile = gradient.TileSums(scratch_, norm_size_, block);
     double* sums = gradient.BlockSums(scratch_, norm_size_, block);
     if (is_first) std::fill_n(sums, norm_size_, 0.0);
-    for (std::size_t i = 0; i < norm_size_; ++i) {
-      sums[i] += static_cast<double>(tile[i]);
-    }
+    functions_.fold(tile, norm_size_, sums);
   }
 
   void FoldBlocks(const ParameterGradient<C>& gradient,
                   std::size_t begin) const {
     const std::size_t count = std::min(kFoldColumns, norm_size_ - begin);
     double totals[kFoldColumns] = {};
-    const auto add = [&totals, count](const auto* sums) {
-      for (std::size_t i = 0; i < count; ++i) {
-        totals[i] += static_cast<double>(sums[i]);
-      }
-    };
     for (std::size_t block = 0; block < plan_.num_blocks; ++block) {
       if (plan_.has_many_tiles()) {
-        add(gradient.BlockSums(scratch_, norm_size_, block) + begin);
+        const double* sums =
+            gradient.BlockSums(scratch_, norm_size_, block) + begin;
+        for (std::size_t i = 0; i < count; ++i) totals[i] += sums[i];
       } else {
-        add(gradient.TileSums(scratch_, norm_size_, block) + begin);
+        functions_.fold(gradient.TileSums(scratch_, norm_size_, block) + begin,
+                        count, totals);
       }
     }
     gradient.StoreColumns(scratch_, totals, begin, count);
   }
 
   bool RunByColumns() {
-    Centre<C> centres[kMaxTileRows];
-    InitialCentres(0, num_rows_, centres);
-    if (!has_statistics()) {
-      double* sums = scratch_.Get<double>(column_sums_);
-      for (C Centre<C>::* const part :
-           {&Centre<C>::mean, &Centre<C>::residual}) {
-        C means[kMaxTileRows];
-        for (std::size_t i = 0; i < num_rows_; ++i) means[i] = centres[i].mean;
-        if (!ParallelFor(pool_, plan_.num_tiles,
-                         [this, &means, sums](std::size_t tile) noexcept {
-                           functions_.sum_input(TileAt(0, num_rows_, tile),
-                                                means, sums + tile * num_rows_);
-                         })) {
-          return false;
-        }
-        for (std::size_t row = 0; row < num_rows_; ++row) {
-          double total = 0;
-          for (std::size_t tile = 0; tile < plan_.num_tiles; ++tile) {
-            total += sums[tile * num_rows_ + row];
-          }
-          centres[row].*part = Mean(total);
-        }
+    RowValues<C> values;
+    LoadStatistics(0, num_rows_, values);
+    if (has_statistics()) {
+      means_.SetRstd(num_rows_, values);
+    } else {
+      std::fill_n(values.mean, num_rows_, C{0});
+      if (!SetMeanByColumns(values.mean, values.mean) ||
+          !SetMeanByColumns(values.mean, values.residual)) {
+        return false;
       }
     }
-    RowSums* products = scratch_.Get<RowSums>(column_products_);
+    auto* const sums = scratch_.Get<TileSums>(column_sums_);
     if (!ParallelFor(pool_, plan_.num_tiles,
-                     [this, &centres, products](std::size_t tile) noexcept {
+                     [this, &values, sums](std::size_t tile) noexcept {
                        functions_.sum_products(
-                           TileAt(0, num_rows_, tile), centres, GammaAt(tile),
-                           has_statistics(), products + tile * num_rows_);
+                           ColumnsAt(tile, nullptr, nullptr), num_rows_, values,
+                           sums[tile]);
                      })) {
       return false;
     }
-    RowFactors<C> factors[kMaxTileRows];
+    for (std::size_t tile = 1; tile < plan_.num_tiles; ++tile) {
+      sums[0].Add(sums[tile], num_rows_);
+    }
     for (std::size_t row = 0; row < num_rows_; ++row) {
-      RowSums total{};
-      for (std::size_t tile = 0; tile < plan_.num_tiles; ++tile) {
-        AddTo(total, products[tile * num_rows_ + row]);
-      }
-      factors[row] = Factors(centres[row], total);
+      means_.SetFactors(sums[0], row, row, values);
     }
     return ParallelFor(pool_, plan_.num_tiles,
-                       [this, &factors](std::size_t tile) noexcept {
-                         ApplyToColumns(tile, factors);
+                       [this, &values](std::size_t tile) noexcept {
+                         ApplyToColumns(tile, values);
                        });
   }
 
-  void ApplyToColumns(std::size_t tile, const RowFactors<C>* factors) const {
+  // From the mean of x - `from`.
+  bool SetMeanByColumns(const C* from, C* mean) {
+    double* const sums = scratch_.Get<double>(column_means_);
+    if (!ParallelFor(pool_, plan_.num_tiles,
+                     [this, from, sums](std::size_t tile) noexcept {
+                       functions_.sum_input(ColumnsAt(tile, nullptr, nullptr),
+                                            num_rows_, from,
+                                            sums + tile * num_rows_);
+                     })) {
+      return false;
+    }
+    for (std::size_t tile = 1; tile < plan_.num_tiles; ++tile) {
+      for (std::size_t row = 0; row < num_rows_; ++row) {
+        sums[row] += sums[tile * num_rows_ + row];
+      }
+    }
+    for (std::size_t row = 0; row < num_rows_; ++row) {
+      mean[row] = means_.Mean<C>(sums[row]);
+    }
+    return true;
+  }
+
+  Tile<C> ColumnsAt(std::size_t tile, C* gamma_sums, C* beta_sums) const {
+    const std::size_t column = tile * kMaxTileColumns;
+    return TileAt(0, column, std::min(kMaxTileColumns, norm_size_ - column),
+                  gamma_sums, beta_sums);
+  }
+
+  void ApplyToColumns(std::size_t tile, const RowValues<C>& values) const {
     C sums[2][kMaxTileColumns] = {};
-    const Tile columns = TileAt(0, num_rows_, tile);
-    functions_.apply(columns, factors, GammaAt(tile), has_statistics(),
-                     OutputAt(0, tile, wants_sums() ? sums[0] : nullptr,
-                              wants_sums() ? sums[1] : nullptr));
+    const Tile<C> columns = ColumnsAt(tile, sums[0], sums[1]);
+    functions_.apply(columns, num_rows_, values);
+    if (past_cache_) functions_.finish_stores();
     double totals[kMaxTileColumns];
     for (std::size_t i = 0; i < 2; ++i) {
       if (!gradients_[i].is_wanted()) continue;
@@ -463,7 +381,7 @@ class Backprop {
   ThreadPool& pool_;
   const std::size_t num_rows_;
   const std::size_t norm_size_;
-  const double inverse_norm_size_;
+  const RowMeans means_;
   const std::size_t element_size_;
   const RowFunctions<C>& functions_;
   ParameterGradient<C> gradients_[2];  // gamma's and beta's
@@ -471,8 +389,8 @@ class Backprop {
   bool past_cache_ = false;
   Scratch scratch_;
   Scratch::Piece gamma_row_;
+  Scratch::Piece column_means_;
   Scratch::Piece column_sums_;
-  Scratch::Piece column_products_;
   const C* gamma_ = nullptr;
 };
 

@@ -20,10 +20,8 @@ struct Plan {
   // By rows: rows of a task; the last one may have fewer.
   std::size_t block_rows;
   std::size_t num_blocks;
-  // By rows: rows that are read for their sums and, while they are in the
-  // cache, read again for input_delta.
+  // What whole_rows and Tile have of these names.
   std::size_t group_rows;
-  // What Tile has of that name.
   std::size_t rows_ahead;
   // Tiles of kMaxTileColumns columns; the last one may have fewer.
   std::size_t num_tiles;

@@ -10,6 +10,11 @@
 #include <cstddef>
 #include <type_traits>
 
+#include "element_types.h"
+#include "row_functions.h"
+#include "row_steps.h"
+#include "row_values.h"
+
 namespace lnbp {
 namespace {
 
@@ -61,10 +66,9 @@ void Load(const T* from, std::size_t count, C* to) {
 }
 
 template <typename C, typename T>
-void LoadCentred(const T* from, std::size_t count, C mean, C residual, C scale,
-                 C* to) {
+void LoadCentred(const T* from, std::size_t count, C mean, C residual, C* to) {
   for (std::size_t i = 0; i < count; ++i) {
-    to[i] = ((ToCompute<C>(from[i]) - mean) - residual) * scale;
+    to[i] = (ToCompute<C>(from[i]) - mean) - residual;
   }
 }
 
@@ -74,86 +78,95 @@ void MultiplyBy(const C* factors, std::size_t count, C* values) {
 }
 
 template <typename T>
-struct Portable {
+struct PortableSteps {
   using C = ComputeType<T>;
 
-  static void SumInput(const Tile& tile, const C* means, double* sums) {
+  static constexpr std::size_t kRowsAtOnce = 1;
+
+  template <std::size_t kRows>
+  static void SumInput(const Tile<C>& tile, std::size_t row, const C* mean,
+                       double* sums) {
+    static_assert(kRows == 1);
     C d[kStage];
-    for (std::size_t row = 0; row < tile.num_rows; ++row) {
-      const T* input_forward =
-          static_cast<const T*>(tile.input_forward) + row * tile.row_stride;
-      LaneSum<C> sum;
-      for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
-        const std::size_t count = std::min(kStage, tile.num_columns - i);
-        LoadCentred(input_forward + i, count, means[row], C{0}, C{1}, d);
-        sum.Add(d, count);
-      }
-      sums[row] = sum.Total();
+    const T* x = At(tile.input_forward, tile, row);
+    LaneSum<C> sum;
+    for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
+      const std::size_t count = std::min(kStage, tile.num_columns - i);
+      LoadCentred(x + i, count, mean[row], C{0}, d);
+      sum.Add(d, count);
     }
+    sums[0] = sum.Total();
   }
 
-  static void SumProducts(const Tile& tile, const Centre<C>* centres,
-                          const C* gamma, bool has_statistics, RowSums* sums) {
+  template <std::size_t kRows>
+  static void SumProducts(const Tile<C>& tile, std::size_t row,
+                          const RowValues<C>& values, RowSums<kRows>& sums) {
+    static_assert(kRows == 1);
     C d[kStage];
     C g[kStage];
-    for (std::size_t row = 0; row < tile.num_rows; ++row) {
-      const T* input_forward =
-          static_cast<const T*>(tile.input_forward) + row * tile.row_stride;
-      const T* output_delta =
-          static_cast<const T*>(tile.output_delta) + row * tile.row_stride;
-      const Centre<C> centre = centres[row];
-      LaneSum<C> squares;
-      LaneSum<C> g_sum;
-      LaneSum<C> products;
-      for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
-        const std::size_t count = std::min(kStage, tile.num_columns - i);
-        LoadCentred(input_forward + i, count, centre.mean, centre.residual,
-                    centre.scale, d);
-        Load(output_delta + i, count, g);
-        MultiplyBy(gamma + i, count, g);
-        if (!has_statistics) squares.AddProducts(d, d, count);
-        g_sum.Add(g, count);
-        products.AddProducts(g, d, count);
-      }
-      sums[row] = {squares.Total(), g_sum.Total(), products.Total()};
+    const T* x = At(tile.input_forward, tile, row);
+    const T* dy = At(tile.output_delta, tile, row);
+    LaneSum<C> g_sum;
+    LaneSum<C> products;
+    LaneSum<C> squares;
+    for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
+      const std::size_t count = std::min(kStage, tile.num_columns - i);
+      LoadCentred(x + i, count, values.mean[row], Residual(values, row), d);
+      Load(dy + i, count, g);
+      MultiplyBy(tile.gamma + i, count, g);
+      g_sum.Add(g, count);
+      products.AddProducts(g, d, count);
+      if (values.has_residual) squares.AddProducts(d, d, count);
     }
+    sums = {{g_sum.Total()}, {products.Total()}, {squares.Total()}};
   }
 
-  static void Apply(const Tile& tile, const RowFactors<C>* factors,
-                    const C* gamma, bool, const Output<C>& to) {
+  template <std::size_t kRows>
+  static void Apply(const Tile<C>& tile, std::size_t row,
+                    const RowValues<C>& values) {
+    static_assert(kRows == 1);
     C xhat[kStage];
     C g[kStage];
-    for (std::size_t row = 0; row < tile.num_rows; ++row) {
-      const T* input_forward =
-          static_cast<const T*>(tile.input_forward) + row * tile.row_stride;
-      const T* output_delta =
-          static_cast<const T*>(tile.output_delta) + row * tile.row_stride;
-      T* result = static_cast<T*>(to.input_delta) + row * tile.row_stride;
-      const RowFactors<C> factor = factors[row];
-      for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
-        const std::size_t count = std::min(kStage, tile.num_columns - i);
-        LoadCentred(input_forward + i, count, factor.mean, factor.residual,
-                    factor.rstd, xhat);
-        Load(output_delta + i, count, g);
-        if (to.gamma_sums != nullptr) {
-          for (std::size_t j = 0; j < count; ++j) {
-            to.gamma_sums[i + j] += g[j] * xhat[j];
-          }
-          for (std::size_t j = 0; j < count; ++j) to.beta_sums[i + j] += g[j];
-        }
-        MultiplyBy(gamma + i, count, g);
-        for (std::size_t j = 0; j < count; ++j) {
-          // The two means first: they are small beside the largest g, and so
-          // is the rounding of their sum.
-          const C means = factor.mean_g + xhat[j] * factor.mean_products;
-          result[i + j] = FromCompute<T>(factor.rstd * (g[j] - means));
-        }
+    const T* x = At(tile.input_forward, tile, row);
+    const T* dy = At(tile.output_delta, tile, row);
+    T* dx = static_cast<T*>(tile.input_delta) + row * tile.row_stride;
+    const C mean = values.mean[row];
+    const C rstd = values.rstd[row];
+    const C shift = values.shift[row];
+    const C slope = values.slope[row];
+    const C offset = values.offset[row];
+    for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
+      const std::size_t count = std::min(kStage, tile.num_columns - i);
+      Load(x + i, count, xhat);
+      for (std::size_t j = 0; j < count; ++j) {
+        xhat[j] = (xhat[j] - mean) * rstd + shift;
+      }
+      Load(dy + i, count, g);
+      for (std::size_t j = 0; j < count; ++j) {
+        tile.gamma_sums[i + j] += g[j] * xhat[j];
+      }
+      for (std::size_t j = 0; j < count; ++j) tile.beta_sums[i + j] += g[j];
+      MultiplyBy(tile.gamma + i, count, g);
+      for (std::size_t j = 0; j < count; ++j) {
+        dx[i + j] = FromCompute<T>(g[j] * rstd + (xhat[j] * slope + offset));
       }
     }
   }
 
-  static constexpr RowFunctions<C> kFunctions = {SumInput, SumProducts, Apply};
+  static void FinishStores() {}
+
+  static const T* At(const void* tensor, const Tile<C>& tile, std::size_t row) {
+    return static_cast<const T*>(tensor) + row * tile.row_stride;
+  }
+
+  static C Residual(const RowValues<C>& values, std::size_t row) {
+    return values.has_residual ? values.residual[row] : C{0};
+  }
 };
+
+template <typename T>
+constexpr RowFunctions<ComputeType<T>> kFunctions =
+    RowFunctionsOf<T, ComputeType<T>, PortableSteps<T>>::Table();
 
 }  // namespace
 
@@ -163,7 +176,7 @@ const RowFunctions<C>& PortableRowFunctions(ElementType type) {
   WithElementType(type, [&functions](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     if constexpr (std::is_same_v<ComputeType<T>, C>) {
-      functions = &Portable<T>::kFunctions;
+      functions = &kFunctions<T>;
     }
   });
   return *functions;

@@ -2,10 +2,13 @@
 
 #include "select_row_functions.h"
 
+#include <type_traits>
+
 #include "portable_row_functions.h"
 #ifdef LNBP_HAS_X86_SIMD
 #include "avx2_row_functions.h"
 #include "avx512_row_functions.h"
+#include "avx512bf16_row_functions.h"
 #endif
 
 namespace lnbp {
@@ -14,8 +17,13 @@ template <typename C>
 const RowFunctions<C>& SelectRowFunctions(ElementType type, Isa isa) {
   const RowFunctions<C>* functions = nullptr;
 #ifdef LNBP_HAS_X86_SIMD
-  if (isa == Isa::kAvx512) functions = Avx512RowFunctions<C>(type);
+  if (isa >= Isa::kAvx512) functions = Avx512RowFunctions<C>(type);
   if (isa == Isa::kAvx2) functions = Avx2RowFunctions<C>(type);
+  if constexpr (std::is_same_v<C, float>) {
+    if (isa == Isa::kAvx512Bf16 && type == ElementType::kBfloat16) {
+      functions = Avx512Bf16RowFunctions();
+    }
+  }
 #else
   static_cast<void>(isa);
 #endif

@@ -28,9 +28,18 @@ struct Floats {
 
   static constexpr std::size_t kSize = 16;
 
-  static LNBP_INLINE Floats Of(float value) {
-    return {_mm256_set1_ps(value), _mm256_set1_ps(value)};
+  static LNBP_INLINE Floats Zeros() {
+    return {_mm256_setzero_ps(), _mm256_setzero_ps()};
   }
+
+  // A vector whose lanes are all one number: half the registers.
+  struct Uniform {
+    __m256 a;
+
+    static LNBP_INLINE Uniform Of(float value) {
+      return {_mm256_set1_ps(value)};
+    }
+  };
 };
 
 LNBP_INLINE Floats operator+(Floats x, Floats y) {
@@ -45,6 +54,18 @@ LNBP_INLINE Floats operator*(Floats x, Floats y) {
 // x * y + z
 LNBP_INLINE Floats MulAdd(Floats x, Floats y, Floats z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+LNBP_INLINE Floats operator-(Floats x, Floats::Uniform y) {
+  return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.a)};
+}
+LNBP_INLINE Floats operator*(Floats x, Floats::Uniform y) {
+  return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.a)};
+}
+LNBP_INLINE Floats MulAdd(Floats x, Floats::Uniform y, Floats z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.a, z.b)};
+}
+LNBP_INLINE Floats MulAdd(Floats x, Floats::Uniform y, Floats::Uniform z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.a, z.a)};
 }
 // The sums over the lanes of four vectors.
 LNBP_INLINE void SumLanes(const Floats* vectors, double* sums) {
@@ -67,9 +88,18 @@ struct Doubles {
 
   static constexpr std::size_t kSize = 8;
 
-  static LNBP_INLINE Doubles Of(double value) {
-    return {_mm256_set1_pd(value), _mm256_set1_pd(value)};
+  static LNBP_INLINE Doubles Zeros() {
+    return {_mm256_setzero_pd(), _mm256_setzero_pd()};
   }
+
+  // A vector whose lanes are all one number: half the registers.
+  struct Uniform {
+    __m256d a;
+
+    static LNBP_INLINE Uniform Of(double value) {
+      return {_mm256_set1_pd(value)};
+    }
+  };
 };
 
 LNBP_INLINE Doubles operator+(Doubles x, Doubles y) {
@@ -83,6 +113,18 @@ LNBP_INLINE Doubles operator*(Doubles x, Doubles y) {
 }
 LNBP_INLINE Doubles MulAdd(Doubles x, Doubles y, Doubles z) {
   return {_mm256_fmadd_pd(x.a, y.a, z.a), _mm256_fmadd_pd(x.b, y.b, z.b)};
+}
+LNBP_INLINE Doubles operator-(Doubles x, Doubles::Uniform y) {
+  return {_mm256_sub_pd(x.a, y.a), _mm256_sub_pd(x.b, y.a)};
+}
+LNBP_INLINE Doubles operator*(Doubles x, Doubles::Uniform y) {
+  return {_mm256_mul_pd(x.a, y.a), _mm256_mul_pd(x.b, y.a)};
+}
+LNBP_INLINE Doubles MulAdd(Doubles x, Doubles::Uniform y, Doubles z) {
+  return {_mm256_fmadd_pd(x.a, y.a, z.a), _mm256_fmadd_pd(x.b, y.a, z.b)};
+}
+LNBP_INLINE Doubles MulAdd(Doubles x, Doubles::Uniform y, Doubles::Uniform z) {
+  return {_mm256_fmadd_pd(x.a, y.a, z.a), _mm256_fmadd_pd(x.b, y.a, z.a)};
 }
 LNBP_INLINE void SumLanes(const Doubles* vectors, double* sums) {
   __m256d v[4];

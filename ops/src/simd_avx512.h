@@ -28,9 +28,18 @@ struct Floats {
 
   static constexpr std::size_t kSize = 32;
 
-  static LNBP_INLINE Floats Of(float value) {
-    return {_mm512_set1_ps(value), _mm512_set1_ps(value)};
+  static LNBP_INLINE Floats Zeros() {
+    return {_mm512_setzero_ps(), _mm512_setzero_ps()};
   }
+
+  // A vector whose lanes are all one number: half the registers.
+  struct Uniform {
+    __m512 a;
+
+    static LNBP_INLINE Uniform Of(float value) {
+      return {_mm512_set1_ps(value)};
+    }
+  };
 };
 
 LNBP_INLINE Floats operator+(Floats x, Floats y) {
@@ -45,6 +54,18 @@ LNBP_INLINE Floats operator*(Floats x, Floats y) {
 // x * y + z
 LNBP_INLINE Floats MulAdd(Floats x, Floats y, Floats z) {
   return {_mm512_fmadd_ps(x.a, y.a, z.a), _mm512_fmadd_ps(x.b, y.b, z.b)};
+}
+LNBP_INLINE Floats operator-(Floats x, Floats::Uniform y) {
+  return {_mm512_sub_ps(x.a, y.a), _mm512_sub_ps(x.b, y.a)};
+}
+LNBP_INLINE Floats operator*(Floats x, Floats::Uniform y) {
+  return {_mm512_mul_ps(x.a, y.a), _mm512_mul_ps(x.b, y.a)};
+}
+LNBP_INLINE Floats MulAdd(Floats x, Floats::Uniform y, Floats z) {
+  return {_mm512_fmadd_ps(x.a, y.a, z.a), _mm512_fmadd_ps(x.b, y.a, z.b)};
+}
+LNBP_INLINE Floats MulAdd(Floats x, Floats::Uniform y, Floats::Uniform z) {
+  return {_mm512_fmadd_ps(x.a, y.a, z.a), _mm512_fmadd_ps(x.b, y.a, z.a)};
 }
 // The sums over the lanes of four vectors, by transposing: 14 shuffles and
 // additions instead of 4 x 8.
@@ -70,9 +91,18 @@ struct Doubles {
 
   static constexpr std::size_t kSize = 16;
 
-  static LNBP_INLINE Doubles Of(double value) {
-    return {_mm512_set1_pd(value), _mm512_set1_pd(value)};
+  static LNBP_INLINE Doubles Zeros() {
+    return {_mm512_setzero_pd(), _mm512_setzero_pd()};
   }
+
+  // A vector whose lanes are all one number: half the registers.
+  struct Uniform {
+    __m512d a;
+
+    static LNBP_INLINE Uniform Of(double value) {
+      return {_mm512_set1_pd(value)};
+    }
+  };
 };
 
 LNBP_INLINE Doubles operator+(Doubles x, Doubles y) {
@@ -86,6 +116,18 @@ LNBP_INLINE Doubles operator*(Doubles x, Doubles y) {
 }
 LNBP_INLINE Doubles MulAdd(Doubles x, Doubles y, Doubles z) {
   return {_mm512_fmadd_pd(x.a, y.a, z.a), _mm512_fmadd_pd(x.b, y.b, z.b)};
+}
+LNBP_INLINE Doubles operator-(Doubles x, Doubles::Uniform y) {
+  return {_mm512_sub_pd(x.a, y.a), _mm512_sub_pd(x.b, y.a)};
+}
+LNBP_INLINE Doubles operator*(Doubles x, Doubles::Uniform y) {
+  return {_mm512_mul_pd(x.a, y.a), _mm512_mul_pd(x.b, y.a)};
+}
+LNBP_INLINE Doubles MulAdd(Doubles x, Doubles::Uniform y, Doubles z) {
+  return {_mm512_fmadd_pd(x.a, y.a, z.a), _mm512_fmadd_pd(x.b, y.a, z.b)};
+}
+LNBP_INLINE Doubles MulAdd(Doubles x, Doubles::Uniform y, Doubles::Uniform z) {
+  return {_mm512_fmadd_pd(x.a, y.a, z.a), _mm512_fmadd_pd(x.b, y.a, z.a)};
 }
 LNBP_INLINE void SumLanes(const Doubles* vectors, double* sums) {
   __m512d v[4];
@@ -267,30 +309,8 @@ struct EvenOdd {
   }
 };
 
-template <>
-struct Elements<Bfloat16> {
-  using Vector = Floats;
-  using Columns = EvenOdd;
-
-  template <typename Part>
-  static LNBP_INLINE Floats Load(const Bfloat16* from, Part part) {
-    const __m512i halves = LoadHalves(from, part);
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(halves, 16)),
-            _mm512_castsi512_ps(_mm512_and_si512(halves, UpperHalves()))};
-  }
-  template <typename Part>
-  static LNBP_INLINE void Store(Bfloat16* to, Floats v, Part part) {
-    StoreHalves(to, Round(v), part);
-  }
-  static LNBP_INLINE void Stream(Bfloat16* to, Floats v) {
-    StreamHalves(to, Round(v));
-  }
-
- private:
-  static LNBP_INLINE __m512i UpperHalves() {
-    return _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  }
-  // The instruction for this, of AVX512_BF16, takes subnormal numbers for 0.
+// To nearest, ties to even; the even columns in the lower halves.
+struct RoundingToBfloat16 {
   static LNBP_INLINE __m512i Round(Floats v) {
     __m512i even = RoundNumbers(v.a);
     __m512i odd = RoundNumbers(v.b);
@@ -301,7 +321,9 @@ struct Elements<Bfloat16> {
     return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(even, 16),
                                    odd);
   }
-  // To nearest, ties to even, in the upper half.
+
+ private:
+  // In the upper half.
   static LNBP_INLINE __m512i RoundNumbers(__m512 v) {
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i last =
@@ -315,6 +337,34 @@ struct Elements<Bfloat16> {
                                 _mm512_set1_epi32(0x400000));
   }
 };
+
+template <typename Rounding>
+struct Bfloat16Elements {
+  using Vector = Floats;
+  using Columns = EvenOdd;
+
+  template <typename Part>
+  static LNBP_INLINE Floats Load(const Bfloat16* from, Part part) {
+    const __m512i halves = LoadHalves(from, part);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(halves, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(halves, UpperHalves()))};
+  }
+  template <typename Part>
+  static LNBP_INLINE void Store(Bfloat16* to, Floats v, Part part) {
+    StoreHalves(to, Rounding::Round(v), part);
+  }
+  static LNBP_INLINE void Stream(Bfloat16* to, Floats v) {
+    StreamHalves(to, Rounding::Round(v));
+  }
+
+ private:
+  static LNBP_INLINE __m512i UpperHalves() {
+    return _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  }
+};
+
+template <>
+struct Elements<Bfloat16> : Bfloat16Elements<RoundingToBfloat16> {};
 
 }  // namespace lnbp::avx512
 

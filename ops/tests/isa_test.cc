@@ -13,7 +13,8 @@ void TestNames() {
   CHECK(IsaUpTo(nullptr) == BestIsa());
   CHECK(IsaUpTo("portable") == Isa::kPortable);
   CHECK(IsaUpTo("avx2") == std::min(Isa::kAvx2, BestIsa()));
-  CHECK(IsaUpTo("avx512") == BestIsa());
+  CHECK(IsaUpTo("avx512") == std::min(Isa::kAvx512, BestIsa()));
+  CHECK(IsaUpTo("avx512bf16") == BestIsa());
   CHECK(IsaUpTo("") == BestIsa());
   CHECK(IsaUpTo("AVX2") == BestIsa());
 }
@@ -30,6 +31,8 @@ void TestDetection() {
                           __builtin_cpu_supports("avx512vl");
   CHECK((BestIsa() >= Isa::kAvx2) == has_avx2);
   CHECK((BestIsa() >= Isa::kAvx512) == has_avx512);
+  CHECK((BestIsa() == Isa::kAvx512Bf16) ==
+        (has_avx512 && __builtin_cpu_supports("avx512bf16")));
 }
 #else
 void TestDetection() { CHECK(BestIsa() == Isa::kPortable); }

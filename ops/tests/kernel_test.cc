@@ -397,6 +397,37 @@ void TestNan(Isa isa) {
   }
 }
 
+// Some instructions that convert to bfloat16 take subnormal numbers for 0.
+void TestSubnormalBfloat16(Isa isa) {
+  constexpr long double kSmallestNormal = 0x1p-126L;
+  constexpr long double kSpacing = 0x1p-133L;
+  Problem problem;
+  problem.type = ElementType::kBfloat16;
+  problem.num_rows = 5;
+  problem.norm_size = 100;
+  problem.isa = isa;
+  Data data(problem);
+  for (std::size_t i = 0; i < data.output_delta.size(); ++i) {
+    data.output_delta.Set(
+        i, static_cast<double>(data.output_delta.Get(i)) * 0x1p-126);
+  }
+  TestThreadPool pool(1);
+  const Outputs outputs = RunKernel(problem, data, pool);
+  const Expected expected = data.Compute();
+  std::size_t num_subnormal = 0;
+  for (std::size_t i = 0; i < data.output_delta.size(); ++i) {
+    const long double value = outputs.input_delta.Get(i);
+    const long double wanted = expected.input_delta[i];
+    if (std::abs(wanted) < kSmallestNormal) ++num_subnormal;
+    // Float's own spacing down there is 2^-16 of bfloat16's.
+    CHECK_IN(std::abs(value - wanted) <=
+                 kSpacing * 0.501L + 0x1p-8L * std::abs(wanted),
+             problem.Describe());
+  }
+  // Of both kinds, or nothing was tested.
+  CHECK(num_subnormal > 0 && num_subnormal < data.output_delta.size());
+}
+
 // The only errors of the arithmetic: both come back as a result.
 void TestFailures() {
   class FailingPool final : public ThreadPool {
@@ -448,7 +479,10 @@ int main() {
   TestLargeMean();
   TestManyRows();
   TestEmpty();
-  for (const lnbp::Isa isa : AvailableIsas()) TestNan(isa);
+  for (const lnbp::Isa isa : AvailableIsas()) {
+    TestNan(isa);
+    TestSubnormalBfloat16(isa);
+  }
   TestFailures();
   return Result();
 }

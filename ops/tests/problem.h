@@ -30,7 +30,8 @@ enum class Layout { kIdentity, kScalar, kAlongFirst, kAlongLast };
 // Those that this machine has.
 inline std::vector<Isa> AvailableIsas() {
   std::vector<Isa> isas;
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa :
+       {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
     if (isa <= BestIsa()) isas.push_back(isa);
   }
   return isas;
