@@ -11,7 +11,6 @@ parameters are those of one process.
 Open MPI's mpiexec needs --oversubscribe where there are fewer cores than processes.
 """
 
-import argparse
 import time
 from itertools import islice
 from pathlib import Path
@@ -21,8 +20,9 @@ import onnx
 from mpi4py import MPI
 
 import lnbp_onnx
+from gpt.arguments import training_parser
 from gpt.text import batches
-from gpt.training import TRAINING_STEP, Run, Tensors, context_of, initial_parameters, run_of, session_options, train
+from gpt.training import Run, Tensors, context_of, initial_parameters, run_of, session_options, train
 
 
 def shared(run: Run, communicator: MPI.Comm) -> Run:
@@ -44,10 +44,7 @@ def shared(run: Run, communicator: MPI.Comm) -> Run:
 
 def main() -> None:
     communicator = MPI.COMM_WORLD
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=TRAINING_STEP, help="what export_gpt.py wrote")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rows", type=int, default=16, help="of a batch, over all processes")
+    parser = training_parser(__doc__, steps=20, rows=16)
     parser.add_argument("--save", type=Path, help="where to write the losses and the parameters, as .npz")
     options = parser.parse_args()
     if options.rows < communicator.size:

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 import torch
 
+from gpt.arguments import positive
 from gpt.model import Gpt, Sizes
 from lnbp_onnx.interop.torch import export_joint
 
@@ -22,10 +23,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", nargs="?", type=Path, default="training_step.onnx")
     for field in fields(Sizes):
-        parser.add_argument(f"--{field.name}", type=int, default=field.default)
+        parser.add_argument(f"--{field.name}", type=positive, default=field.default)
     options = vars(parser.parse_args())
     path = options.pop("path")
     sizes = Sizes(**options)
+    if sizes.width % sizes.heads:
+        parser.error(f"the width, {sizes.width}, is not a multiple of the number of heads, {sizes.heads}")
 
     torch.manual_seed(0)
     module = Gpt(sizes)

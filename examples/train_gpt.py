@@ -10,7 +10,6 @@ PyTorch is installed it trains the same model on the same batches, and its losse
     python examples/train_gpt.py --model larger.onnx
 """
 
-import argparse
 import importlib.util
 import sys
 import time
@@ -21,8 +20,9 @@ from pathlib import Path
 import onnx
 
 import lnbp_onnx
+from gpt.arguments import training_parser
 from gpt.text import Batch, batches
-from gpt.training import TRAINING_STEP, context_of, initial_parameters, run_of, session_options, train
+from gpt.training import context_of, initial_parameters, run_of, session_options, train
 
 EVALUATED_ROWS = 64
 STEPS_IN_TORCH = 20
@@ -30,10 +30,7 @@ TOLERANCE = 1e-4  # of a loss, in nats
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=TRAINING_STEP, help="what export_gpt.py wrote")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--rows", type=int, default=16, help="of a batch")
+    parser = training_parser(__doc__, steps=100, rows=16)
     parser.add_argument("--seed", type=int, default=0, help="of the batches")
     parser.add_argument("--picture", type=Path, help="where to write the losses as a picture; needs matplotlib")
     options = parser.parse_args()

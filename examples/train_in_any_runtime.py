@@ -11,7 +11,6 @@ losses of all must agree. A runtime that is not installed is skipped:
 npm makes a folder node_modules where it runs; node looks for one beside this file, above it, and in NODE_PATH.
 """
 
-import argparse
 import base64
 import json
 import shutil
@@ -30,8 +29,9 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from gpt.arguments import training_parser
 from gpt.text import batches
-from gpt.training import TRAINING_STEP, Run, Tensors, context_of, initial_parameters, run_of, session_options, train
+from gpt.training import Run, Tensors, context_of, initial_parameters, run_of, session_options, train
 
 SERVER = Path(__file__).with_suffix(".mjs")
 TOLERANCE = 1e-4  # of a loss, in nats
@@ -98,9 +98,9 @@ RUNTIMES: dict[str, Callable[[Path], AbstractContextManager[tuple[str, Run]]]] =
 }
 
 
-def decomposed_training_step(path: Path) -> tuple[onnx.ModelProto, Tensors]:
-    """Write the training step in standard operators to `path`; return it with its parameters' initial values."""
-    command = [sys.executable, "-m", "lnbp_onnx", "decompose", TRAINING_STEP, "-o", path, "--quiet"]
+def decomposed(training_step: Path, path: Path) -> tuple[onnx.ModelProto, Tensors]:
+    """Write a training step in standard operators to `path`; return it and its parameters' initial values."""
+    command = [sys.executable, "-m", "lnbp_onnx", "decompose", training_step, "-o", path, "--quiet"]
     subprocess.run(command, check=True)
     model = onnx.load(path)
     parameters = initial_parameters(model)
@@ -113,14 +113,11 @@ def decomposed_training_step(path: Path) -> tuple[onnx.ModelProto, Tensors]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rows", type=int, default=8, help="of a batch")
-    options = parser.parse_args()
+    options = training_parser(__doc__, steps=20, rows=8).parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "training_step.onnx"
-        model, initial = decomposed_training_step(path)
+        model, initial = decomposed(options.model, path)
         domains = Counter(node.domain or "ai.onnx" for node in model.graph.node)
         print("decomposed:", ", ".join(f"{count} nodes of {domain}" for domain, count in domains.items()))
         print(f"{'runtime':24} {'first loss':>10} {'last loss':>10} {'difference':>10} {'steps/s':>8}")

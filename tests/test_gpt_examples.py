@@ -76,7 +76,7 @@ def test_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("runtime", train_in_any_runtime.RUNTIMES)
 def test_runtimes_train_as_the_kernel_does(runtime: str, model: ModelProto, tmp_path: Path) -> None:
     path = tmp_path / "standard.onnx"
-    standard, parameters = train_in_any_runtime.decomposed_training_step(path)
+    standard, parameters = train_in_any_runtime.decomposed(TRAINING_STEP, path)
     assert {node.domain for node in standard.graph.node} == {""}
     try:
         with train_in_any_runtime.RUNTIMES[runtime](path) as (_, run):
