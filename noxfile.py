@@ -15,6 +15,7 @@ nox.options.sessions = [
     "abi",
     "paths",
     "torch",
+    "examples",
     "runtimes(1.17)",
     "runtimes(newest)",
 ]
@@ -97,6 +98,20 @@ def torch(session: nox.Session) -> None:
     """The tests that need torch."""
     session.install("torch==2.13.0", ".[dev,torch]")
     session.run("pytest", "-q", "tests/test_torch.py", "tests/test_interop_torch.py")
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """The examples with all that they can use: torch, OpenVINO, MPI, matplotlib, ONNX Runtime Web in node."""
+    session.install("torch==2.13.0", ".[dev,examples,torch]")
+    folder = Path(session.create_tmp()).resolve()
+    if shutil.which("node") and shutil.which("npm"):
+        options = ["--no-save", "--no-package-lock", "--no-audit", "--no-fund"]
+        session.run("npm", "install", *options, "--prefix", str(folder), "onnxruntime-web", external=True)
+    else:
+        session.warn("node and npm are not installed: the test of onnxruntime-web is skipped")
+    tests = ["tests/test_examples.py", "tests/test_gpt_examples.py"]
+    session.run("pytest", "-q", *tests, env={"NODE_PATH": str(folder / "node_modules")})
 
 
 @nox.session

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the GPT of train_gpt.py on several processes, which share the rows of each batch: data parallelism with MPI.
+
+Every process runs the training step on its rows with the native kernel. The gradients, weighted by the share of rows,
+are summed over the processes in one message, and every process takes the same step of AdamW. The losses and the
+parameters are those of one process.
+
+    pip install mpi4py mpich
+    mpiexec -n 4 python examples/data_parallel.py --steps 200 --rows 32
+
+Open MPI's mpiexec needs --oversubscribe where there are fewer cores than processes.
+"""
+
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import onnx
+from mpi4py import MPI
+
+import lnbp_onnx
+from gpt.arguments import training_parser
+from gpt.text import batches
+from gpt.training import Run, Tensors, context_of, initial_parameters, run_of, session_options, train
+
+
+def shared(run: Run, communicator: MPI.Comm) -> Run:
+    """Return what gives the loss and the gradients of a whole batch, of which each process runs its rows."""
+
+    def run_rows(feeds: Tensors) -> Tensors:
+        rows = len(feeds["tokens"])
+        mine = np.array_split(np.arange(rows), communicator.size)[communicator.rank]
+        results = run(feeds | {name: feeds[name][mine] for name in ("tokens", "targets")})
+
+        flat = np.concatenate([value.ravel() for value in results.values()]) * np.float32(len(mine) / rows)
+        communicator.Allreduce(MPI.IN_PLACE, flat)
+        ends = np.cumsum([value.size for value in results.values()])
+        parts = np.split(flat, ends[:-1])
+        return {name: part.reshape(value.shape) for (name, value), part in zip(results.items(), parts, strict=True)}
+
+    return run_rows
+
+
+def main() -> None:
+    communicator = MPI.COMM_WORLD
+    parser = training_parser(__doc__, steps=20, rows=16)
+    parser.add_argument("--save", type=Path, help="where to write the losses and the parameters, as .npz")
+    options = parser.parse_args()
+    if options.rows < communicator.size:
+        parser.error(f"{options.rows} rows are too few for {communicator.size} processes")
+
+    model = onnx.load(options.model)
+    run = run_of(lnbp_onnx.inference_session(model, sess_options=session_options(threads=1)))
+    parameters = initial_parameters(model)
+    data = islice(batches(options.rows, context_of(model)), options.steps)
+    start = time.perf_counter()
+    losses = list(train(shared(run, communicator), parameters, data))
+    speed = options.steps / (time.perf_counter() - start)
+    if communicator.rank == 0:
+        print(f"{communicator.size} processes, {options.rows} rows a step: ", end="")
+        print(f"loss {losses[0]:.6f} to {losses[-1]:.6f} in {options.steps} steps; {speed:.0f} steps a second")
+        if options.save:
+            np.savez(options.save, loss=losses, **parameters)
+
+
+if __name__ == "__main__":
+    main()

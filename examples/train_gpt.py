@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a small character GPT in ONNX Runtime, on this project's own documentation.
+
+The model is a training step that export_gpt.py exported once: the loss and its gradients, those of the layer norms
+as LayerNormBackprop nodes, which the native kernel runs. The loop around it is NumPy: batches and AdamW. Where
+PyTorch is installed it trains the same model on the same batches, and its losses are compared.
+
+    python examples/train_gpt.py --steps 1000 --rows 32 --picture loss.png
+    python examples/export_gpt.py larger.onnx --width 128 --layers 4
+    python examples/train_gpt.py --model larger.onnx
+"""
+
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import onnx
+
+import lnbp_onnx
+from gpt.arguments import training_parser
+from gpt.text import Batch, batches
+from gpt.training import context_of, initial_parameters, run_of, session_options, train
+
+EVALUATED_ROWS = 64
+STEPS_IN_TORCH = 20
+TOLERANCE = 1e-4  # of a loss, in nats
+
+
+def main() -> int:
+    parser = training_parser(__doc__, steps=100, rows=16)
+    parser.add_argument("--seed", type=int, default=0, help="of the batches")
+    parser.add_argument("--picture", type=Path, help="where to write the losses as a picture; needs matplotlib")
+    options = parser.parse_args()
+
+    model = onnx.load(options.model)
+    context = context_of(model)
+    training_batches = list(islice(batches(options.rows, context, seed=options.seed), options.steps))
+    held_out = next(batches(EVALUATED_ROWS, context, held_out=True))
+    run = run_of(lnbp_onnx.inference_session(model, sess_options=session_options()))
+    parameters = initial_parameters(model)
+
+    before = float(run(held_out | parameters)["loss"])
+    start = time.perf_counter()
+    losses = []
+    print("  step    loss")
+    for step, loss in enumerate(train(run, parameters, training_batches), 1):
+        losses.append(loss)
+        if step == 1 or step % max(1, options.steps // 10) == 0:
+            print(f"{step:6}  {loss:.4f}")
+    speed = options.steps / (time.perf_counter() - start)
+    after = float(run(held_out | parameters)["loss"])
+    print(f"held-out text: {before:.4f} before, {after:.4f} after; {speed:.0f} steps a second")
+
+    if options.picture:
+        draw(losses, options.picture)
+    if importlib.util.find_spec("torch") is None:
+        print("torch: not installed, losses not compared")
+        return 0
+    return compare_with_torch(model, losses, training_batches[:STEPS_IN_TORCH])
+
+
+def draw(losses: Sequence[float], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss, nats a character", title="A character GPT in ONNX Runtime")
+    axes.plot(range(1, len(losses) + 1), losses)
+    figure.savefig(path)
+    print(f"picture: {path}")
+
+
+def compare_with_torch(model: onnx.ModelProto, losses: Sequence[float], batches: Sequence[Batch]) -> int:
+    import torch
+
+    from gpt.model import sizes_of
+    from gpt.model import train as train_in_torch
+
+    expected = list(train_in_torch(sizes_of(model), initial_parameters(model), batches))
+    difference = max(abs(loss - other) for loss, other in zip(losses, expected, strict=False))
+    print(f"torch {torch.__version__}: the first {len(expected)} losses differ by up to {difference:.1e}", end=", ")
+    print(f"allowed: {TOLERANCE:.0e}")
+    return 0 if difference <= TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

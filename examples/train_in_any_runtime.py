@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the GPT of train_gpt.py in runtimes that do not know LayerNormBackprop.
+
+`lnbp-onnx decompose` writes the training step in ONNX's standard operators. From there on nothing of lnbp-onnx is
+used: ONNX Runtime, OpenVINO and ONNX Runtime Web (WebAssembly in node) compute the gradients, the rest is NumPy. The
+losses of all must agree. A runtime that is not installed is skipped:
+
+    pip install openvino
+    npm install --no-save --no-package-lock onnxruntime-web
+
+npm makes a folder node_modules where it runs; node looks for one beside this file, above it, and in NODE_PATH.
+"""
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from gpt.arguments import training_parser
+from gpt.text import batches
+from gpt.training import Run, Tensors, context_of, initial_parameters, run_of, session_options, train
+
+SERVER = Path(__file__).with_suffix(".mjs")
+TOLERANCE = 1e-4  # of a loss, in nats
+
+
+class NotInstalledError(Exception):
+    """A runtime is missing."""
+
+
+@contextmanager
+def in_onnxruntime(path: Path) -> Iterator[tuple[str, Run]]:
+    session = onnxruntime.InferenceSession(path, session_options(), providers=["CPUExecutionProvider"])
+    yield onnxruntime.__version__, run_of(session)
+
+
+@contextmanager
+def in_openvino(path: Path) -> Iterator[tuple[str, Run]]:
+    try:
+        import openvino
+    except ImportError as error:
+        raise NotInstalledError("pip install openvino") from error
+
+    # By default it computes in bfloat16 where the processor can.
+    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(feeds: Tensors) -> Tensors:
+        return {output.any_name: value for output, value in model(feeds).items()}
+
+    yield openvino.__version__.split("-")[0], run
+
+
+@contextmanager
+def in_onnxruntime_web(path: Path) -> Iterator[tuple[str, Run]]:
+    node = shutil.which("node")
+    if node is None:
+        raise NotInstalledError("node is missing")
+    ask = [node, "-p", "require('onnxruntime-web').env.versions.web"]
+    version = subprocess.run(ask, cwd=SERVER.parent, capture_output=True, text=True, check=False)
+    if version.returncode != 0:
+        raise NotInstalledError("npm install --no-save --no-package-lock onnxruntime-web")
+
+    with subprocess.Popen([node, SERVER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+
+        def run(feeds: Tensors) -> Tensors:
+            print(json.dumps({name: encode(value) for name, value in feeds.items()}), file=server.stdin, flush=True)
+            return {name: decode(value) for name, value in json.loads(server.stdout.readline()).items()}
+
+        yield version.stdout.strip(), run
+
+
+def encode(array: np.ndarray) -> dict[str, object]:
+    data = base64.b64encode(array.tobytes()).decode()
+    return {"type": array.dtype.name, "dims": array.shape, "data": data}
+
+
+def decode(tensor: dict[str, object]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(tensor["data"]), tensor["type"]).reshape(tensor["dims"])
+
+
+RUNTIMES: dict[str, Callable[[Path], AbstractContextManager[tuple[str, Run]]]] = {
+    "onnxruntime": in_onnxruntime,
+    "openvino": in_openvino,
+    "onnxruntime-web": in_onnxruntime_web,
+}
+
+
+def decomposed(training_step: Path, path: Path) -> tuple[onnx.ModelProto, Tensors]:
+    """Write a training step in standard operators to `path`; return it and its parameters' initial values."""
+    command = [sys.executable, "-m", "lnbp_onnx", "decompose", training_step, "-o", path, "--quiet"]
+    subprocess.run(command, check=True)
+    model = onnx.load(path)
+    parameters = initial_parameters(model)
+    # OpenVINO takes an input that has a default for a constant.
+    constants = [each for each in model.graph.initializer if each.name not in parameters]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(constants)
+    onnx.save(model, path)
+    return model, parameters
+
+
+def main() -> int:
+    options = training_parser(__doc__, steps=20, rows=8).parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "training_step.onnx"
+        model, initial = decomposed(options.model, path)
+        domains = Counter(node.domain or "ai.onnx" for node in model.graph.node)
+        print("decomposed:", ", ".join(f"{count} nodes of {domain}" for domain, count in domains.items()))
+        print(f"{'runtime':24} {'first loss':>10} {'last loss':>10} {'difference':>10} {'steps/s':>8}")
+
+        expected: list[float] = []
+        differences = []
+        for name, open_runtime in RUNTIMES.items():
+            try:
+                with open_runtime(path) as (version, run):
+                    data = islice(batches(options.rows, context_of(model)), options.steps)
+                    start = time.perf_counter()
+                    losses = list(train(run, deepcopy(initial), data))
+                    speed = options.steps / (time.perf_counter() - start)
+            except NotInstalledError as reason:
+                print(f"{name:24} not installed ({reason})")
+                continue
+            expected = expected or losses
+            differences.append(max(abs(loss - other) for loss, other in zip(losses, expected, strict=True)))
+            title = f"{name} {version}"
+            print(f"{title:24} {losses[0]:10.6f} {losses[-1]:10.6f} {differences[-1]:10.1e} {speed:8.1f}")
+    print(f"allowed difference of a loss from onnxruntime's: {TOLERANCE:.0e}")
+    return 0 if max(differences) <= TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

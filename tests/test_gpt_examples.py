@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples that train a GPT give the same training wherever it runs."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import ModelProto
+
+import lnbp_onnx
+import train_in_any_runtime
+from gpt.text import Batch, batches
+from gpt.training import TRAINING_STEP, Tensors, context_of, initial_parameters, run_of, session_options, train
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ROWS = 8
+
+
+@pytest.fixture(scope="module")
+def model() -> ModelProto:
+    return onnx.load(TRAINING_STEP)
+
+
+def data(model: ModelProto, steps: int) -> list[Batch]:
+    return list(islice(batches(ROWS, context_of(model)), steps))
+
+
+def trained_with_kernel(model: ModelProto, steps: int) -> tuple[list[float], Tensors]:
+    """The losses and the parameters in ONNX Runtime with the native kernel, in this process."""
+    run = run_of(lnbp_onnx.inference_session(model, sess_options=session_options()))
+    parameters = initial_parameters(model)
+    return list(train(run, parameters, data(model, steps))), parameters
+
+
+def assert_same_parameters(actual: Tensors, expected: Tensors, tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_training_learns_the_text(model: ModelProto) -> None:
+    losses, _ = trained_with_kernel(model, 60)
+    assert losses[0] == pytest.approx(math.log(128), abs=0.1), "all 128 characters are as likely at the start"
+    assert np.mean(losses[-10:]) < losses[0] - 1.4
+
+
+def test_held_out_text_is_not_trained_on(model: ModelProto) -> None:
+    context = context_of(model)
+    rows = {row.tobytes() for batch in islice(batches(64, context), 200) for row in batch["tokens"]}
+    held_out = next(batches(64, context, held_out=True))["tokens"]
+    assert not any(row.tobytes() in rows for row in held_out)
+
+
+def test_plain_onnxruntime_cannot_load_the_training_step(model: ModelProto) -> None:
+    """So that what trains it above has run the kernel."""
+    assert sum(node.op_type == "LayerNormBackprop" for node in model.graph.node) == 5
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail, match="lnbp"):
+        onnxruntime.InferenceSession(TRAINING_STEP)
+
+
+def test_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "loss.png"
+    subprocess.run([sys.executable, EXAMPLES / "train_gpt.py", "--steps", "2", "--picture", picture], check=True)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("runtime", train_in_any_runtime.RUNTIMES)
+def test_runtimes_train_as_the_kernel_does(runtime: str, model: ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "standard.onnx"
+    standard, parameters = train_in_any_runtime.decomposed(TRAINING_STEP, path)
+    assert {node.domain for node in standard.graph.node} == {""}
+    try:
+        with train_in_any_runtime.RUNTIMES[runtime](path) as (_, run):
+            losses = list(train(run, parameters, data(model, 5)))
+    except train_in_any_runtime.NotInstalledError as reason:
+        pytest.skip(f"{runtime} is not installed ({reason})")
+    expected_losses, expected_parameters = trained_with_kernel(model, 5)
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-6)
+    assert_same_parameters(parameters, expected_parameters, 1e-5)
+
+
+def test_processes_train_as_one(model: ModelProto, tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py")
+    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert mpiexec, "mpi4py is installed, an MPI is not (pip install mpich)"
+    losses, parameters = trained_with_kernel(model, 10)
+    for processes in (1, 2, 4):
+        path = tmp_path / f"{processes}.npz"
+        options = ["--steps", "10", "--rows", str(ROWS), "--save", path]
+        command = [mpiexec, "-n", str(processes), sys.executable, EXAMPLES / "data_parallel.py", *options]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert run.stdout.startswith(f"{processes} processes")
+        with np.load(path) as saved:
+            result = dict(saved)
+        np.testing.assert_allclose(result.pop("loss"), losses, rtol=1e-6)
+        assert_same_parameters(result, parameters, 1e-6)
+
+
+def test_training_is_as_in_torch(model: ModelProto) -> None:
+    pytest.importorskip("torch")
+    from gpt.model import sizes_of  # noqa: PLC0415
+    from gpt.model import train as train_in_torch  # noqa: PLC0415
+
+    expected = list(train_in_torch(sizes_of(model), initial_parameters(model), data(model, 20)))
+    losses, _ = trained_with_kernel(model, 20)
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-4)
+
+
+def test_training_step_is_what_is_exported(model: ModelProto, tmp_path: Path) -> None:
+    """Not node by node: the standard operators depend on the exporter's version."""
+    pytest.importorskip("torch")
+    path = tmp_path / "training_step.onnx"
+    subprocess.run([sys.executable, EXAMPLES / "export_gpt.py", path], check=True, capture_output=True)
+    exported = onnx.load(path)
+    assert list(exported.graph.input) == list(model.graph.input)
+    assert list(exported.graph.output) == list(model.graph.output)
+    assert list(exported.metadata_props) == list(model.metadata_props)
+    assert gradient_nodes(exported) == gradient_nodes(model)
+
+    parameters, expected_parameters = initial_parameters(exported), initial_parameters(model)
+    assert_same_parameters(parameters, expected_parameters, 1e-7)
+    (batch,) = data(model, 1)
+    results, expected = (
+        run_of(lnbp_onnx.inference_session(each, sess_options=session_options()))(batch | expected_parameters)
+        for each in (exported, model)
+    )
+    for name, value in expected.items():
+        np.testing.assert_allclose(results[name], value, rtol=0, atol=2e-6 * np.abs(value).max(), err_msg=name)
+
+
+def gradient_nodes(model: ModelProto) -> list[tuple[object, ...]]:
+    """The attributes of each LayerNormBackprop node, and which inputs and outputs it has."""
+    return [
+        (
+            sorted((each.name, str(each)) for each in node.attribute),
+            list(map(bool, node.input)),
+            list(map(bool, node.output)),
+        )
+        for node in model.graph.node
+        if node.op_type == lnbp_onnx.OP_TYPE
+    ]
