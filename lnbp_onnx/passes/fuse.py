@@ -12,8 +12,10 @@ from lnbp_onnx.inference import subgraphs_of
 from lnbp_onnx.matching import ort_training
 from lnbp_onnx.matching.calls import typed_scopes
 from lnbp_onnx.matching.evaluate import Constants
+from lnbp_onnx.matching.gradient import Gradient, NearMiss
+from lnbp_onnx.matching.numbering import Numbering
 from lnbp_onnx.matching.rebuild import is_rstd, rebuilt
-from lnbp_onnx.matching.search import Gradient, NearMiss, Searcher
+from lnbp_onnx.matching.search import Searcher
 from lnbp_onnx.matching.substitute import Substitution
 from lnbp_onnx.node import TensorInfo
 from lnbp_onnx.operators import OPERATOR_ID, Scope, graphs_of
@@ -147,9 +149,10 @@ class _Fuser:
         opset = self._scope.opset_imports.get("")
         if opset is None:
             return
+        numbering = Numbering(graph)
         for node in [node for node in graph if is_rstd(node)]:
             while node.graph is not None:
-                gradient = rebuilt(node, self._infos, opset)
+                gradient = rebuilt(node, self._infos, opset, numbering)
                 if gradient is None or self._substitute(substitution, gradient, place, "decomposed") is not None:
                     break
         searcher = Searcher(graph, Constants(self._infos))
