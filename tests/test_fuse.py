@@ -359,9 +359,15 @@ def test_mistakes_are_near_misses(mistake: str) -> None:
     assert wrong[mistake] in missed.reason
 
 
-def test_double_epsilon_is_refused() -> None:
-    _, outcome = fuse(Writer(Style(t="double", epsilon=1e-5)).write())
-    assert [missed.reason for missed in outcome.missed] == ["epsilon is 1e-05, which is no float32 number"]
+@pytest.mark.parametrize("stats", ["computed", "variance"])
+def test_double_epsilon(stats: str) -> None:
+    """1e-5 in double is no float32 number: what it is added to is given to the operator as the variance."""
+    style = Style(t="double", epsilon=1e-5, stats=stats, choices=(1, 5, 2))
+    outcome = assert_never_changes(style)
+    [fused] = outcome.fused
+    assert fused.node.attributes["epsilon"].as_float() == 0
+    assert fused.node.attributes["use_stats"].as_int() == 1
+    assert outcome.missed == ()
 
 
 def test_negative_root_is_not_taken() -> None:

@@ -34,7 +34,7 @@ class Gradient:
         is_shaped: Whether the outputs are known to have the operator's shapes.
         dy_order: The order in which dy's axes are x's, None where they are.
         gamma_shape: The shape that gamma has to be given, None where its own will do.
-        region: The values that follow from its operands.
+        region: The numbers of the values that follow from its operands.
     """
 
     x: ir.Value
@@ -49,7 +49,7 @@ class Gradient:
     is_shaped: bool = False
     dy_order: tuple[int, ...] | None = None
     gamma_shape: tuple[Dim, ...] | None = None
-    region: frozenset[ir.Value] = frozenset()
+    region: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,9 @@ class NearMiss:
     """What looks like a gradient and is not taken.
 
     Attributes:
-        node: The node that it was looked for at.
         reason: Why.
-        region: The values that follow from its operands.
+        region: The numbers of the values that follow from its operands.
     """
 
-    node: ir.Node
     reason: str
-    region: frozenset[ir.Value]
+    region: frozenset[int]

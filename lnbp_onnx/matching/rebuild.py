@@ -2,8 +2,9 @@
 """Recognising what this package itself wrote, by writing it again.
 
 The standard operators that the operator becomes are read off around the reciprocal root to guess the operator's
-inputs; then the body is built for them and looked up in the graph by its values' numbers. That needs no knowledge of shapes,
-where the algebra does: a body for shapes that are known only at run time is full of arithmetic on shapes.
+inputs; then the body is built for them and its values are looked up in the graph by their numbers. That needs no
+knowledge of shapes, where the algebra does: a body for shapes that are known only at run time is full of arithmetic on
+shapes.
 """
 
 import itertools
@@ -95,8 +96,7 @@ def _outputs(
             (True, affine, affine),
         )
         placeholders = [
-            None if value is None else ir.Value(name=name)
-            for name, value in zip(spec.INPUT_NAMES, inputs, strict=True)
+            None if value is None else ir.Value(name=name) for name, value in zip(spec.INPUT_NAMES, inputs, strict=True)
         ]
         counter = itertools.count()
         body = build_body(node, placeholders, opset, lambda name: f"{name}.{next(counter)}")

@@ -10,7 +10,7 @@ from onnx import AttributeProto
 
 from lnbp_onnx import spec
 from lnbp_onnx.matching.gradient import Gradient, Statistic
-from lnbp_onnx.matching.search import VIEWS
+from lnbp_onnx.matching.views import VIEWS
 from lnbp_onnx.node import BackpropNode, Dim, TensorInfo, attribute_protos, describe, parse
 
 # What computes a value that is equal to its first operand, where it is known to be equal to it at all.

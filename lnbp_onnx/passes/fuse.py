@@ -11,7 +11,6 @@ from lnbp_onnx.expand import check_version, import_default_domain, names_in, uni
 from lnbp_onnx.inference import subgraphs_of
 from lnbp_onnx.matching import ort_training
 from lnbp_onnx.matching.calls import typed_scopes
-from lnbp_onnx.matching.evaluate import Constants
 from lnbp_onnx.matching.gradient import Gradient, NearMiss
 from lnbp_onnx.matching.numbering import Numbering
 from lnbp_onnx.matching.rebuild import is_rstd, rebuilt
@@ -155,22 +154,22 @@ class _Fuser:
                 gradient = rebuilt(node, self._infos, opset, numbering)
                 if gradient is None or self._substitute(substitution, gradient, place, "decomposed") is not None:
                     break
-        searcher = Searcher(graph, Constants(self._infos))
-        settled: set[ir.Value] = set()
-        for node, matrix, column in list(searcher.anchors()):
-            while node.graph is not None:
-                found = searcher.find(node, matrix, column)
-                # A gradient holds more than one difference; what stopped the first is worth telling.
-                is_first = node.outputs[0] not in settled
-                if found is not None:
-                    settled.update(found.region)
-                if isinstance(found, NearMiss) and is_first:
-                    self._miss(place, node, found.reason)
-                if not isinstance(found, Gradient):
+        searcher = Searcher(graph, self._infos, numbering)
+        settled: set[int] = set()
+        for anchor in searcher.anchors():
+            while (start := numbering.node(anchor)) is not None:
+                found = searcher.find(start)
+                if found is None:
                     break
-                reason = self._substitute(substitution, found, place, "formula")
+                # A gradient holds more than one difference; what stopped the first is worth telling.
+                is_first = anchor not in settled
+                settled |= found.region
+                if isinstance(found, NearMiss):
+                    reason: str | None = found.reason
+                else:
+                    reason = self._substitute(substitution, found, place, "formula")
                 if reason and is_first:
-                    self._miss(place, node, reason)
+                    self._miss(place, start, reason)
                 if reason is not None:
                     break
 
