@@ -95,7 +95,7 @@ def paths(session: nox.Session) -> None:
 @nox.session
 def torch(session: nox.Session) -> None:
     """The tests that need torch."""
-    session.install("torch==2.13.0", ".[dev]")
+    session.install("torch==2.13.0", "onnxscript", "onnxsim", ".[dev]")
     session.run("pytest", "-q", "tests/test_torch.py")
 
 
