@@ -77,12 +77,15 @@ class Evaluation:
             if isinstance(known, Tensor):
                 yield number, known
 
-    def nodes(self) -> Iterator[ir.Node]:
+    def nodes(self, *, newest_first: bool = False) -> Iterator[ir.Node]:
         """Yield the nodes that have known values among their inputs: those that are blocked first.
 
-        What is blocked comes in the graph's order, in which what belongs together is close together.
+        Args:
+            newest_first: Whether what the last leaves led to comes first, rather than what is first in the graph, where
+                what belongs together is close together.
         """
-        for number in sorted(self.blocked):
+        blocked = reversed(self.blocked) if newest_first else sorted(self.blocked)
+        for number in blocked:
             yield self.blocked[number]
         for number in self.known:
             node = self._numbering.node(number)

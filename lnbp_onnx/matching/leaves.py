@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choosing which tensors of a graph may be a gradient's operands: by shape, and by what they are combined with."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -116,13 +116,12 @@ class Leaves:
 
     def extensions(self, evaluation: Evaluation, roles: Roles) -> Iterator[Roles]:
         """Yield the roles with one more leaf: an operand of what is known already."""
-        operands = self._operands(evaluation)
         if roles.mean is not None and roles.statistic is None:
-            for operand in operands:
+            for operand in self._operands(evaluation.nodes(), evaluation):
                 for statistic in self._statistics(operand):
                     yield replace(roles, statistic=statistic)
         if roles.dy is None:
-            for operand in operands:
+            for operand in self._operands(evaluation.nodes(), evaluation):
                 yield from self._with_dy(operand, roles)
         elif roles.gamma is None:
             yield from self.with_gamma(evaluation, roles)
@@ -146,18 +145,21 @@ class Leaves:
         """Yield the roles with gamma: what known values are multiplied with, or what the forward operator has."""
         forward = None if roles.mean is None else producer(roles.mean, {"LayerNormalization"})
         scale = None if forward is None else forward.inputs[1]
-        scales = self.scales(evaluation)
-        if scale is not None and self.is_scale(scale):
-            scales = dict.fromkeys([*scales, scale])
-        for gamma in scales:
+        for gamma in self.scales(evaluation):
             yield replace(roles, gamma=gamma)
+        if scale is not None and self.is_scale(scale):
+            yield replace(roles, gamma=scale)
         if scale is not None and isinstance(self._constants.get(scale), Tensor):
             yield replace(roles, gamma=scale, gamma_is_number=True)
 
-    def scales(self, evaluation: Evaluation) -> dict[ir.Value, None]:
-        """Return what may be gamma of what known values are multiplied with."""
-        found = (root for operand in self._operands(evaluation) for root in roots(operand))
-        return dict.fromkeys(root for root in found if self.is_scale(root))
+    def scales(self, evaluation: Evaluation) -> Iterator[ir.Value]:
+        """Yield what may be gamma of what known values are multiplied with."""
+        seen: set[ir.Value] = set()
+        for operand in self._operands(evaluation.nodes(newest_first=True), evaluation):
+            for root in roots(operand):
+                if root not in seen and self.is_scale(root):
+                    seen.add(root)
+                    yield root
 
     def is_scale(self, value: ir.Value) -> bool:
         """Return whether a value may be gamma; a single number is a constant factor."""
@@ -165,16 +167,22 @@ class Leaves:
         is_number = shape is not None and all(dim == 1 for dim in shape) and self._constants.get(value) is not None
         return self._fits(value, self.frame.row_axes) and not is_number
 
-    def _operands(self, evaluation: Evaluation) -> list[ir.Value]:
-        """Return what known values are multiplied with or divided by; what is constant comes last."""
-        unknown: dict[int, ir.Value] = {}
-        for node in evaluation.nodes():
+    def _operands(self, nodes: Iterable[ir.Node], evaluation: Evaluation) -> Iterator[ir.Value]:
+        """Yield what known values are multiplied with or divided by; what is constant comes last."""
+        seen: set[int] = set()
+        constants = []
+        for node in nodes:
             if node.op_type not in _COMBINING or node.domain not in ("", "ai.onnx"):
                 continue
             for operand in node.inputs:
-                if operand is not None and (number := self._numbering.number(operand)) not in evaluation.known:
-                    unknown.setdefault(number, operand)
-        return sorted(unknown.values(), key=lambda value: self._constants.get(value) is not None)
+                if operand is None or (number := self._numbering.number(operand)) in evaluation.known or number in seen:
+                    continue
+                seen.add(number)
+                if self._constants.get(operand) is None:
+                    yield operand
+                else:
+                    constants.append(operand)
+        yield from constants
 
     def _statistics(self, operand: ir.Value) -> Iterator[Statistic]:
         """Yield what the statistic behind a factor of the columns may be."""

@@ -66,8 +66,8 @@ def is_rstd(node: ir.Node) -> bool:
 def _look_up(
     inputs: Inputs, axis: int, epsilon: float, infos: Infos, opset: int, numbering: Numbering
 ) -> Gradient | None:
-    outputs = _outputs(inputs, axis, epsilon, infos, opset, numbering)
-    if outputs is None or not outputs["input_delta"]:
+    numbers, outputs = _follow_body(inputs, axis, epsilon, infos, opset, numbering)
+    if not outputs["input_delta"]:
         return None
     x, dy, gamma, _, mean, variance = inputs
     assert x is not None
@@ -75,18 +75,20 @@ def _look_up(
     if gamma is not None and not outputs["beta_delta"]:
         for beta in _shaped_like(dy):
             shaped = (x, dy, gamma, beta, mean, variance)
-            again = _outputs(shaped, axis, epsilon, infos, opset, numbering)
-            if again is not None and again["beta_delta"]:
+            numbers, again = _follow_body(shaped, axis, epsilon, infos, opset, numbering)
+            if again["beta_delta"]:
                 outputs, inputs = again, shaped
                 break
     statistic = None if variance is None else Statistic(variance, "variance")
-    return Gradient(x, dy, gamma, mean, statistic, axis, epsilon, outputs, beta=inputs[3], is_shaped=True)
+    return Gradient(
+        x, dy, gamma, mean, statistic, axis, epsilon, outputs, beta=inputs[3], is_shaped=True, region=numbers
+    )
 
 
-def _outputs(
+def _follow_body(
     inputs: Inputs, axis: int, epsilon: float, infos: Infos, opset: int, numbering: Numbering
-) -> dict[str, tuple[ir.Value, ...]] | None:
-    """Return the graph's values for each output of a body; None where none can be built."""
+) -> tuple[frozenset[int], dict[str, tuple[ir.Value, ...]]]:
+    """Return the numbers of what the graph has of a body, and its values for each output."""
     affine, stats = inputs[2] is not None, inputs[4] is not None
     try:
         node = parse(
@@ -101,14 +103,14 @@ def _outputs(
         counter = itertools.count()
         body = build_body(node, placeholders, opset, lambda name: f"{name}.{next(counter)}")
     except LnbpError:
-        return None
+        return frozenset(), dict.fromkeys(spec.OUTPUT_NAMES, ())
     numbers = {
         placeholder: numbering.number(value)
         for placeholder, value in zip(placeholders, inputs, strict=True)
         if placeholder is not None and value is not None
     }
     numbering.follow(body.nodes, numbers)
-    return {
+    return frozenset(numbers.values()), {
         name: numbering.values(numbers[value]) if value is not None and value in numbers else ()
         for name, value in zip(spec.OUTPUT_NAMES, body.outputs, strict=True)
     }

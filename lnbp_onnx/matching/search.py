@@ -42,11 +42,21 @@ _WORTH = {"input_delta": 4, "gamma_delta": 2, "beta_delta": 1}
 
 @dataclass(slots=True)
 class _Progress:
-    """What a search of one anchor has seen."""
+    """What a search of one anchor has seen.
+
+    Attributes:
+        budget: How many choices of leaves may still be looked at.
+        reasons: What stopped near misses, each with how near they are.
+        region: The numbers of the values that near misses follow from.
+        matches: How many gradients were seen.
+        best: The one with the most outputs.
+        score: What its outputs are worth.
+    """
 
     budget: int = _MOST_EVALUATIONS
     reasons: list[tuple[int, str]] = field(default_factory=list)
     region: set[int] = field(default_factory=set)
+    matches: int = 0
     best: Gradient | None = None
     score: int = 0
 
@@ -59,6 +69,7 @@ class Searcher:
         self._infos = infos
         self._constants = Constants(infos)
         self._numbering = numbering
+        self._failed: set[object] = set()
 
     def anchors(self) -> list[int]:
         """Return the numbers of the subtractions of a column from a matrix."""
@@ -72,7 +83,10 @@ class Searcher:
             for x in roots(matrix):
                 info = self._infos[x]
                 if info.shape and info.element_type in spec.ELEMENT_TYPES:
-                    _Search(x, info.shape, self._infos, self._constants, self._numbering, progress).run(matrix, column)
+                    search = _Search(
+                        x, info.shape, self._infos, self._constants, self._numbering, self._failed, progress
+                    )
+                    search.run(matrix, column)
                 if progress.best is not None:
                     return progress.best
         if progress.reasons:
@@ -110,6 +124,7 @@ class _Search:
     infos: Infos
     constants: Constants
     numbering: Numbering
+    failed: set[object]
     progress: _Progress
 
     def run(self, matrix: ir.Value, column: ir.Value) -> None:
@@ -174,18 +189,31 @@ class _Search:
         if self.progress.budget <= 0:
             return False
         self.progress.budget -= 1
+        matches = self.progress.matches
+        if self._with_more(evaluation, roles, frame, leaves) or (
+            roles.is_complete and self._match(evaluation, roles, frame, leaves)
+        ):
+            return True
+        if matches == self.progress.matches and self.progress.budget > 0:
+            # As the graph only loses nodes, what matches nothing never will.
+            self.failed.add((roles, frame.axis, tuple(frame.labels)))
+        return False
+
+    def _with_more(self, evaluation: Evaluation, roles: Roles, frame: Frame, leaves: Leaves) -> bool:
         if not roles.is_complete:
             extensions = leaves.extensions(evaluation, roles)
         elif roles.gamma is None:
             extensions = leaves.with_gamma(evaluation, roles)
         else:
-            extensions = iter(())
+            return False
+        known = leaves.tensors(roles)
         for extended in extensions:
-            known = leaves.tensors(roles)
+            if (extended, frame.axis, tuple(frame.labels)) in self.failed:
+                continue
             added = {value: tensor for value, tensor in leaves.tensors(extended).items() if value not in known}
             if self._extend(evaluation.extended(added), extended, frame, leaves):
                 return True
-        return roles.is_complete and self._match(evaluation, roles, frame, leaves)
+        return False
 
     def _match(self, evaluation: Evaluation, roles: Roles, frame: Frame, leaves: Leaves) -> bool:
         """Compare what follows from the leaves with the operator's definition.
@@ -210,7 +238,7 @@ class _Search:
                 if reasons:
                     self.progress.region.update(evaluation.known)
                 # Without a sum of products over each row, and another gamma, nothing hints at an input_delta.
-                is_alone = find_row_sum(evaluation, frame) is None and not leaves.scales(evaluation)
+                is_alone = find_row_sum(evaluation, frame) is None and not any(True for _ in leaves.scales(evaluation))
                 if not outputs.get("gamma_delta") or not is_alone:
                     continue
             exact = self._of_right_type(roles, outputs)
@@ -278,6 +306,7 @@ class _Search:
     ) -> None:
         """Keep a gradient if it is better than what was found before."""
         assert roles.dy is not None
+        self.progress.matches += 1
         score = sum(_WORTH[name] for name, values in outputs.items() if values)
         if score <= self.progress.score:
             return

@@ -149,13 +149,14 @@ class _Fuser:
         if opset is None:
             return
         numbering = Numbering(graph)
+        settled: set[int] = set()
         for node in [node for node in graph if is_rstd(node)]:
             while node.graph is not None:
                 gradient = rebuilt(node, self._infos, opset, numbering)
                 if gradient is None or self._substitute(substitution, gradient, place, "decomposed") is not None:
                     break
+                settled |= gradient.region
         searcher = Searcher(graph, self._infos, numbering)
-        settled: set[int] = set()
         for anchor in searcher.anchors():
             while (start := numbering.node(anchor)) is not None:
                 found = searcher.find(start)
