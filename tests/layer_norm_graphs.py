@@ -306,7 +306,7 @@ def styles(draw: st.DrawFn, mistaken: bool = False) -> Style:
         form=draw(st.sampled_from(FORMS)),
         affine=draw(st.booleans()),
         stats=draw(st.sampled_from(sources)),
-        epsilon=draw(st.sampled_from([1e-5, 0.25])),
+        epsilon=draw(st.sampled_from([1e-5, 0.25, 0.0])),
         t=t,
         choices=tuple(draw(st.lists(st.integers(0, 11), min_size=3, max_size=9))),
         outputs=(True, draw(st.booleans()), draw(st.booleans())),

@@ -405,10 +405,18 @@ def test_mistakes_are_near_misses(mistake: str) -> None:
     assert wrong[mistake] in missed.reason
 
 
-@pytest.mark.parametrize("stats", ["computed", "variance"])
-def test_double_epsilon(stats: str) -> None:
-    """1e-5 in double is no float32 number: what it is added to is given to the operator as the variance."""
-    style = Style(t="double", epsilon=1e-5, stats=stats, choices=(1, 5, 2))
+@pytest.mark.parametrize(
+    ("t", "epsilon", "stats"),
+    [
+        ("double", 1e-5, "computed"),
+        ("double", 1e-5, "variance"),
+        ("float", 0.0, "computed"),
+        ("double", 0.0, "computed"),
+    ],
+)
+def test_epsilon_that_the_operator_cannot_have(t: str, epsilon: float, stats: str) -> None:
+    """1e-5 in double is no float32 number, and 0 needs given statistics: the operator gets the sum as variance."""
+    style = Style(t=t, epsilon=epsilon, stats=stats, choices=(1, 5, 2))
     outcome = assert_never_changes(style)
     [fused] = outcome.fused
     assert fused.node.attributes["epsilon"].as_float() == 0
@@ -498,6 +506,38 @@ def many(count: int, form: str, shared: tuple[str, ...]) -> ModelProto:
         graph.output.extend(copy.output)
         graph.initializer.extend(copy.initializer)
     return helper.make_model(graph, opset_imports=one.opset_import, ir_version=9)
+
+
+def test_transposed_output_stays_transposed() -> None:
+    """It has the elements of input_delta, and here its shape."""
+    model = Writer(Style(shape=(4, 4), choices=(1, 5, 2))).write()
+    [last] = [node for node in model.graph.node if node.output[0] == "dx"]
+    last.op_type = "Transpose"
+    result, outcome = fuse(model)
+    assert len(outcome.fused) == 1
+    values = feeds(Style(shape=(4, 4)))
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
+
+
+def test_float_tensors_computed_in_double_stay_in_double() -> None:
+    style = Style(t="double", epsilon=0.25, choices=(1, 5, 2))
+    model = Writer(style).write()
+    values = feeds(style)
+    for value in model.graph.input:
+        value.type.tensor_type.elem_type = FLOAT
+        for node in model.graph.node:
+            node.input[:] = [f"{name}_wide" if name == value.name else name for name in node.input]
+        cast = helper.make_node("Cast", [value.name], [f"{value.name}_wide"], to=TensorProto.DOUBLE)
+        model.graph.node.insert(0, cast)
+        values[value.name] = values[value.name].astype(np.float32)
+    for value in model.graph.output:
+        value.type.tensor_type.elem_type = FLOAT
+        [node] = [node for node in model.graph.node if node.output[0] == value.name]
+        node.CopyFrom(helper.make_node("Cast", list(node.input), [value.name], to=FLOAT))
+    result, outcome = fuse(onnx.shape_inference.infer_shapes(model))
+    [fused] = outcome.fused
+    assert [value and value.dtype for value in fused.node.inputs[:2]] == [ir.DataType.DOUBLE] * 2
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values), 1e-7)
 
 
 def test_negative_root_is_not_taken() -> None:

@@ -226,7 +226,7 @@ class _Search:
         gamma, given = leaves.gamma(roles), leaves.variance(roles)
         d = centred(frame, leaves.mean(roles))
         variance = mean_of(multiply(d, d), frame) if given is None else given
-        for epsilon in _epsilons(evaluation, variance, may_be_zero=given is not None):
+        for epsilon in _epsilons(evaluation, variance):
             try:
                 definition = define(frame, d, gamma, variance, epsilon)
             except NotExpressibleError:
@@ -247,7 +247,9 @@ class _Search:
                 continue
             choice = self._with_epsilon(evaluation, roles, leaves, epsilon, add(variance, constant(epsilon)))
             if choice is None:
-                self.progress.reasons.append((3, f"epsilon is {float(epsilon)!r}, which is no float32 number"))
+                self.progress.reasons.append(
+                    (3, f"epsilon is {float(epsilon)!r}, and what it is added to has no shape of a statistic")
+                )
                 continue
             self._note(*choice, exact, evaluation, frame)
             if outputs["input_delta"] and (
@@ -282,10 +284,13 @@ class _Search:
     def _with_epsilon(
         self, evaluation: Evaluation, roles: Roles, leaves: Leaves, epsilon: Fraction, radicand: Polynomial
     ) -> tuple[Roles, float] | None:
-        """Return the roles and epsilon; where that is no float32 number, with what it was added to as the variance."""
+        """Return the roles and epsilon; where that is not allowed, with the sum with the variance in its place.
+
+        An epsilon that is no float32 number matters in double, and 0 is allowed for given statistics only.
+        """
         number = float(np.float32(float(epsilon)))
-        difference = abs(Fraction(number) - epsilon)
-        if not difference or (not self._computes_in_double() and difference <= epsilon * Fraction(1, 1 << 24)):
+        is_exact = Fraction(number) == epsilon or not self._computes_in_double()
+        if is_exact and (epsilon or roles.statistic is not None):
             return roles, number
         mean, lead = roles.mean, leaves.frame.lead
         if mean is None:
@@ -356,11 +361,7 @@ def _axis_hint(matrix: ir.Value, column: ir.Value, rank: int) -> int | None:
     return None
 
 
-def _epsilons(evaluation: Evaluation, variance: Polynomial, *, may_be_zero: bool) -> list[Fraction]:
-    """Return what is added to the variance somewhere."""
-    found: dict[Fraction, None] = {}
-    for _, tensor in evaluation.tensors():
-        added = constant_value(add(tensor.element, variance, -1))
-        if added is not None and added > 0:
-            found[added] = None
-    return [*found, *([Fraction(0)] if may_be_zero else [])]
+def _epsilons(evaluation: Evaluation, variance: Polynomial) -> list[Fraction]:
+    """Return what is added to the variance somewhere, and 0."""
+    added = (constant_value(add(tensor.element, variance, -1)) for _, tensor in evaluation.tensors())
+    return [*dict.fromkeys(each for each in added if each is not None and each > 0), Fraction(0)]

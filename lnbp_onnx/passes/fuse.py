@@ -71,7 +71,7 @@ class FusePass(ir.passes.InPlacePass):
     Taken, in the main graph, in subgraphs to any depth and in model-local functions, whatever things are named:
 
     - what `DecomposePass` writes, for every configuration and opset: the body is written again for the inputs that
-      are read off the graph, and compared node by node. Where rows or columns are none, nothing of the operator is
+      are read off the graph, and looked up value by value. Where rows or columns are none, nothing of the operator is
       left in it and nothing is found. beta's shape, where it is not gamma's, is found only where it is read at run
       time; otherwise beta_delta stays as it is;
     - any other way to write the formula in Identity, Cast, Add, Sub, Mul, Div, Sum, Neg, Reciprocal, Sqrt, Pow with a
@@ -79,12 +79,13 @@ class FusePass(ir.passes.InPlacePass):
       JAX's, the textbook's, before and after simplifiers. The values that depend on x, dy, gamma and the statistics
       alone are computed as polynomials with rational coefficients and must equal the operator's definition exactly.
       The statistics may be given (as a variance with or without epsilon, as its root, or as one over the root) or
-      computed; input_delta or else gamma_delta has to be there;
+      computed; input_delta or else gamma_delta has to be there. An epsilon that the operator cannot have (in double
+      one that is no float32 number, or none) stays in the graph, and the operator is given its sum with the variance;
     - ``com.microsoft::LayerNormalizationGrad`` and ``InvertibleLayerNormalizationGrad``;
     - the function that `EmbedPass` writes goes; the nodes that call it are the operator already.
 
     Refused, as a near miss with its reason: a formula that differs in a term (another axis, N, epsilon, operand, sign);
-    an epsilon that is no float32 number; shapes that are not known to be equal; what the specification refuses; a
+    shapes that are not known to be equal; what the specification refuses; a
     computation in double of float tensors. One over the root that is no output of a LayerNormalization, of a root or
     an input of the graph may be negative and is not taken for one.
 
