@@ -25,6 +25,7 @@ MISTAKES = (
     "other dy",
     "other mean",
     "variance",
+    "truncated",
 )
 OPSETS = (11, 13, 18, 21)
 
@@ -199,6 +200,9 @@ class Writer:
         wrong_d = self.sub("x2", mean) if style.mistake == "other x" else d
         if style.mistake == "other mean":
             wrong_d = self.sub(x, self.op("Neg", mean))
+        if style.mistake == "truncated":
+            wide = TensorProto.DOUBLE if style.t == "double" else TensorProto.FLOAT
+            wrong_d = self.op("Cast", self.op("Cast", d, to=TensorProto.INT64), to=wide)
         wrong = self.mul(wrong_d, other)
         g = self.mul(dy, gamma) if style.affine else dy
         mean_axes = self.norm_axes
@@ -210,7 +214,8 @@ class Writer:
             mean_g = self.mean(g)
         if style.mistake == "other dy":
             mean_g = self.mean("x2")
-        mean_gx = self.mean(self.mul(g, xhat))
+        magnitude = self.op("Sqrt", self.op("Mul", g, g)) if style.mistake == "magnitude" else g
+        mean_gx = self.mean(self.mul(magnitude, xhat))
         if style.mistake == "offset":
             mean_gx = self.add(mean_gx, self.constant(0.25))
         if style.mistake == "missing projection":

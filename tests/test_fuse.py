@@ -399,6 +399,7 @@ def test_mistakes_are_near_misses(mistake: str) -> None:
         "other dy": "but nothing equal to input_delta follows",
         "other mean": "differs in rstd * xhat * mean(g * xhat)",
         "variance": "but nothing equal to input_delta follows",
+        "truncated": "but nothing equal to input_delta follows",
         "power": "differs in rstd * xhat * mean(g * xhat)",
         "offset": "has other terms beside it",
     }
@@ -462,9 +463,15 @@ def test_wrong_gamma_gradient_alone_is_no_gradient(axes: list[int]) -> None:
 @pytest.mark.parametrize("form", ["decomposed", "written out"])
 def test_many_gradients_take_linear_time(form: str, shared: tuple[str, ...]) -> None:
     """Counted in calls, which no load on the machine changes."""
+    one = Writer(Style(choices=(1, 2, 5))).write()
+    if form == "decomposed":
+        types = {"x": (FLOAT, [4, 6]), "dy": (FLOAT, [4, 6]), "gamma": (FLOAT, [6])}
+        outputs = {"dx": (FLOAT, [4, 6]), "dgamma": (FLOAT, [6]), "dbeta": (FLOAT, [6])}
+        node = lnbp_onnx.make_node("x", "dy", gamma="gamma", outputs=list(outputs), use_stats=False)
+        one = lnbp_onnx.decompose(make_model([node], types, outputs))
 
     def calls(count: int) -> int:
-        model = many(count, form, shared)
+        model = many(count, one, shared)
         profile = cProfile.Profile()
         profile.enable()
         outcome = apply_in_place(FusePass(), model)
@@ -476,20 +483,10 @@ def test_many_gradients_take_linear_time(form: str, shared: tuple[str, ...]) -> 
     assert calls(60) < 2.4 * calls(30)
 
 
-def many(count: int, form: str, shared: tuple[str, ...]) -> ModelProto:
-    """Return many gradients side by side, with some of their operands in common."""
-    if form == "decomposed":
-        one = lnbp_onnx.decompose(
-            make_model(
-                [lnbp_onnx.make_node("x", "dy", gamma="gamma", outputs=["dx", "dgamma", "dbeta"], use_stats=False)],
-                {"x": (FLOAT, [4, 6]), "dy": (FLOAT, [4, 6]), "gamma": (FLOAT, [6])},
-                {"dx": (FLOAT, [4, 6]), "dgamma": (FLOAT, [6]), "dbeta": (FLOAT, [6])},
-            )
-        )
-    else:
-        one = Writer(Style(choices=(1, 2, 5))).write()
+def many(count: int, one: ModelProto, shared: tuple[str, ...], start: int = 0) -> ModelProto:
+    """Return a model several times side by side, with some of its values in common."""
     graph = onnx.GraphProto(name="many")
-    for index in range(count):
+    for index in range(start, start + count):
 
         def renamed(names: Iterable[str], index: int = index) -> list[str]:
             return [name if name in shared or not name else f"{name}_{index}" for name in names]
@@ -538,6 +535,133 @@ def test_float_tensors_computed_in_double_stay_in_double() -> None:
     [fused] = outcome.fused
     assert [value and value.dtype for value in fused.node.inputs[:2]] == [ir.DataType.DOUBLE] * 2
     assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values), 1e-7)
+
+
+def test_length_counted_by_a_sum_of_ones() -> None:
+    model = Writer(Style(affine=False, choices=(2, 3, 1, 7, 5))).write()
+    size = onnx.numpy_helper.from_array(np.ones(10, np.float32), "ones")
+    model.graph.initializer.append(size)
+    tens = {each.name for each in model.graph.initializer if onnx.numpy_helper.to_array(each).tolist() == 10}
+    tens |= {
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Constant" and onnx.numpy_helper.to_array(node.attribute[0].t).tolist() == 10
+    }
+    assert tens
+    for node in model.graph.node:
+        node.input[:] = ["count" if name in tens else name for name in node.input]
+    axis = onnx.numpy_helper.from_array(np.array([0]), "axis")
+    model.graph.initializer.append(axis)
+    model.graph.node.insert(0, helper.make_node("ReduceSum", ["ones", "axis"], ["count"], keepdims=0))
+    assert len(fuse(model)[1].fused) == 1
+
+
+@pytest.mark.parametrize("target", [[0, 0, -1], [-1, 0, 10], [0, 3, 10]])
+def test_views_that_keep_lengths(target: list[int]) -> None:
+    model = Writer(Style(dynamic=True)).write()
+    for node in model.graph.node:
+        node.input[:] = ["dy_view" if name == "dy" else name for name in node.input]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(target), "target"))
+    model.graph.node.insert(0, helper.make_node("Reshape", ["dy", "target"], ["dy_view"]))
+    result, outcome = fuse(onnx.shape_inference.infer_shapes(model))
+    assert len(outcome.fused) == 1
+    values = feeds(Style())
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
+
+
+def test_gamma_of_unknown_length_may_be_one_number() -> None:
+    model = Writer(Style(shape=(3, 4), choices=(1, 5, 2))).write()
+    [gamma] = [value for value in model.graph.input if value.name == "gamma"]
+    gamma.type.tensor_type.shape.dim[0].dim_param = "G"
+    result, _ = fuse(model)
+    values = feeds(Style(shape=(3, 4)))
+    for length in (1, 4):
+        values["gamma"] = values["gamma"][:length]
+        values["gamma"] = np.resize(values["gamma"], length)
+        assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
+
+
+@pytest.mark.parametrize(("op_type", "alphas"), [("RandomNormalLike", []), ("LeakyRelu", [0.25, 0.5])])
+def test_values_that_are_computed_alike_and_not_equal(op_type: str, alphas: list[float]) -> None:
+    nodes = []
+    for index in range(2):
+        attributes = {"alpha": alphas[index]} if alphas else {}
+        nodes.append(helper.make_node(op_type, ["x"], [f"dy{index}"], **attributes))
+        outputs = [f"{name}{index}" for name in ("dx", "dgamma", "dbeta")]
+        nodes.append(lnbp_onnx.make_node("x", f"dy{index}", gamma="gamma", outputs=outputs, use_stats=False))
+    model = make_model(
+        nodes,
+        {"x": (FLOAT, [4, 6]), "gamma": (FLOAT, [6])},
+        {f"dx{index}": (FLOAT, [4, 6]) for index in range(2)},
+    )
+    result, _ = fuse(lnbp_onnx.decompose(model))
+    assert [node.input[1] for node in operators(result)] == ["dy0", "dy1"]
+
+
+def test_root_of_a_square_is_not_what_was_squared() -> None:
+    """gamma_delta, which has none, is what it is."""
+    outcome = assert_never_changes(Style(mistake="magnitude", choices=(1, 5, 2)))
+    assert all(fused.node.outputs[1].name == "dgamma" for fused in outcome.fused)
+    assert not assert_never_changes(Style(mistake="magnitude", affine=False)).fused
+
+
+@pytest.mark.parametrize(("factor", "count"), [(1 / 3, 1), (0.3, 0), (0.3333, 0)])
+def test_factor_near_one_over_the_length(factor: float, count: int) -> None:
+    model = Writer(Style(shape=(5, 3), stats="rstd", choices=(2, 2, 2, 6))).write()
+    thirds = [each for each in model.graph.initializer if np.float32(1 / 3) == onnx.numpy_helper.to_array(each)]
+    thirds += [
+        node.attribute[0].t
+        for node in model.graph.node
+        if node.op_type == "Constant" and (np.float32(1 / 3) == onnx.numpy_helper.to_array(node.attribute[0].t)).all()
+    ]
+    assert thirds
+    for third in thirds:
+        third.CopyFrom(onnx.numpy_helper.from_array(np.float32(factor), third.name))
+    assert len(fuse(model)[1].fused) == count
+
+
+def test_computed_mean_with_a_given_root() -> None:
+    model = Writer(Style(stats="rstd", choices=(1, 5, 2))).write()
+    [mean] = [value for value in model.graph.input if value.name == "mean"]
+    model.graph.input.remove(mean)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1]), "last"))
+    model.graph.node.insert(0, helper.make_node("ReduceMean", ["x", "last"], ["mean"]))
+    result, outcome = fuse(onnx.shape_inference.infer_shapes(model))
+    [fused] = outcome.fused
+    assert fused.node.inputs[4] is not None
+    assert fused.node.inputs[4].name == "mean"
+    values = {name: array for name, array in feeds(Style(stats="rstd")).items() if name != "mean"}
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
+
+
+def test_near_misses_do_not_hide_a_gradient() -> None:
+    wrong = many(60, Writer(Style(mistake="sign", choices=(1, 5, 2))).write(), ("x", "gamma"))
+    right = many(1, Writer(Style(choices=(1, 5, 2))).write(), ("x", "gamma"), start=60)
+    wrong.graph.node.extend(right.graph.node)
+    wrong.graph.initializer.extend(right.graph.initializer)
+    wrong.graph.input.extend(value for value in right.graph.input if value not in wrong.graph.input)
+    wrong.graph.output.extend(right.graph.output)
+    [fused] = fuse(wrong)[1].fused
+    assert fused.node.outputs[0].name == "dx_60"
+
+
+def test_output_used_before_the_operands_are_there_stays() -> None:
+    """beta_delta needs dy alone, and may be used before x is computed."""
+    model = Writer(Style(is_amid=True, choices=(1, 5, 2))).write()
+    model.graph.node.append(helper.make_node("Exp", ["dbeta"], ["early"]))
+    model.graph.output.append(helper.make_tensor_value_info("early", FLOAT, [10]))
+    first = list(onnx.utils.Extractor(model).extract_model(["dy"], ["early"]).graph.node)
+    names = {node.output[0] for node in first}
+    rest = [node for node in model.graph.node if node.output[0] not in names]
+    del model.graph.node[:]
+    model.graph.node.extend([*first, *rest])
+    onnx.checker.check_model(model)
+    result, outcome = fuse(model)
+    onnx.checker.check_model(result)
+    [fused] = outcome.fused
+    assert len(fused.node.outputs) == 2
+    values = feeds(Style())
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
 
 
 def test_negative_root_is_not_taken() -> None:

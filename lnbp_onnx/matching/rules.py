@@ -213,9 +213,6 @@ def _matmul(call: _Call) -> Known:
     if not a.axes or len(b.axes) not in (1, 2):
         raise NotExpressibleError
     contracted = unify(a.axes[-1], b.axes[0])
-    if bool(a.axes[-1]) != bool(b.axes[0]):
-        # A MatMul does not broadcast.
-        raise NotExpressibleError
     kept_a, kept_b = a.axes[:-1], b.axes[1:]
     result = Tensor({}, (*kept_a, *kept_b, contracted))
     element = multiply(a.element, b.element)

@@ -37,6 +37,7 @@ from lnbp_onnx.node import Dim
 
 _MOST_SPLITS = 8
 _MOST_EVALUATIONS = 48
+_EVALUATIONS_EACH = 4
 _WORTH = {"input_delta": 4, "gamma_delta": 2, "beta_delta": 1}
 
 
@@ -139,7 +140,7 @@ class _Search:
                     {self.x: Tensor(leaf("x", labels), tuple(labels))}, self.constants, self.numbering
                 )
                 # Where many gradients share x, each is as worth looking for as one alone.
-                self.progress.budget += len(evaluation.blocked)
+                self.progress.budget += _EVALUATIONS_EACH * len(evaluation.blocked)
                 for frame in self._frames(evaluation, labels, matrix, column):
                     if self._with_mean(evaluation, frame, column) or self.progress.best is not None:
                         return
