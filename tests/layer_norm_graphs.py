@@ -202,7 +202,9 @@ class Writer:
             wrong_d = self.sub(x, self.op("Neg", mean))
         if style.mistake == "truncated":
             wide = TensorProto.DOUBLE if style.t == "double" else TensorProto.FLOAT
-            wrong_d = self.op("Cast", self.op("Cast", d, to=TensorProto.INT64), to=wide)
+            integers = self.op("Cast", d, to=TensorProto.INT64)
+            self.inner.remove(integers)
+            wrong_d = self.op("Cast", integers, to=wide)
         wrong = self.mul(wrong_d, other)
         g = self.mul(dy, gamma) if style.affine else dy
         mean_axes = self.norm_axes

@@ -301,8 +301,8 @@ def test_bodies_whose_inner_values_are_used(case: Case, opset: int, shapes: str,
         model.graph.output.append(helper.make_empty_tensor_value_info(name))
     model = onnx.shape_inference.infer_shapes(model)
     result, outcome = fuse(model)
-    [node] = operators(result)
-    assert node.output[0] == "input_delta"
+    # An inner value may be input_delta in another shape or type, which makes another node.
+    assert [node.output[0] for node in operators(result)].count("input_delta") == 1
     assert outcome.missed == ()
     values = case.feeds(shapes)
     tolerance, smallest = {"double": (1e-9, 1e-3), "float": (2e-4, 1)}.get(case.t, (3e-2, 1))
@@ -564,7 +564,9 @@ def test_views_that_keep_lengths(target: list[int]) -> None:
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(target), "target"))
     model.graph.node.insert(0, helper.make_node("Reshape", ["dy", "target"], ["dy_view"]))
     result, outcome = fuse(onnx.shape_inference.infer_shapes(model))
-    assert len(outcome.fused) == 1
+    [fused] = outcome.fused
+    assert fused.node.inputs[1] is not None
+    assert fused.node.inputs[1].name == "dy"
     values = feeds(Style())
     assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
 
