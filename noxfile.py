@@ -96,7 +96,7 @@ def paths(session: nox.Session) -> None:
 @nox.session
 def torch(session: nox.Session) -> None:
     """The tests that need torch."""
-    session.install("torch==2.13.0", ".[dev,torch]")
+    session.install("torch==2.13.0", "onnxsim", ".[dev,torch]")
     session.run("pytest", "-q", "tests/test_torch.py", "tests/test_interop_torch.py")
 
 

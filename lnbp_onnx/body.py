@@ -321,7 +321,7 @@ class _BodyBuilder:
         elif info.shape is not None and norm is not None:
             target = self._vector(self._norm_lengths(norm), "norm_shape")
         else:
-            value = self._op("Reshape", value, self._unknown_rank(name)[0], name=f"{name}_padded", shape=None)
+            value = self._op("Reshape", value, self._aligned_shape(name), name=f"{name}_padded", shape=None)
             target = self._norm_vector()
         value = self._op("Expand", value, target, name=f"{name}_expanded", shape=None)
         return self._op("Reshape", value, self._ints(-1), name=f"{name}_columns", shape=columns)
@@ -354,7 +354,7 @@ class _BodyBuilder:
                 target = self._shape(self._input(like))
             value = self._op("Reshape", total, target, name=f"{name}_shaped", shape=shape)
         elif shape is None or (norm is None and len(shape) > 1):
-            view = self._unknown_rank(like)[1]
+            view = self._unknown_view(like)
             value = self._reshape(total, view, f"{name}_view", None)
             pairs = self._op("Size", view, name=f"{name}_pairs", shape=(), element_type=ir.DataType.INT64)
             axes = self._op(
@@ -448,11 +448,8 @@ class _BodyBuilder:
 
     # Shapes that are known only at run time
 
-    def _unknown_rank(self, name: str) -> tuple[ir.Value, ir.Value]:
-        """Return, for a parameter of unknown rank, its padded shape and the view that sums it; int64 vectors.
-
-        The shape is padded to the rank of the normalised axes, the view is [n / k, k] for each of them.
-        """
+    def _aligned_shape(self, name: str) -> ir.Value:
+        """Return the shape of a parameter of unknown rank, padded to the rank of the normalised axes."""
         if self._opset < 13:
             raise InvalidNodeError(
                 f"{self._node.description}: the rank of {name} or of the normalised axes is not known, which can be "
@@ -481,7 +478,12 @@ class _BodyBuilder:
         complete = self._op(
             "Equal", elements, columns, name=f"{name}_complete", shape=(1,), element_type=ir.DataType.BOOL
         )
-        padded = self._op("Where", complete, norm, padded, name=f"{name}_aligned_shape", shape=(None,), **integer)
+        return self._op("Where", complete, norm, padded, name=f"{name}_aligned_shape", shape=(None,), **integer)
+
+    def _unknown_view(self, name: str) -> ir.Value:
+        """Return the view that sums a parameter of unknown rank: [n / k, k] for each of the normalised axes."""
+        integer = {"element_type": ir.DataType.INT64}
+        norm, padded = self._norm_vector(), self._aligned_shape(name)
         ratio = self._ratio(norm, padded, f"{name}_ratio")
         assert isinstance(ratio, ir.Value)
         pairs = [
@@ -489,8 +491,7 @@ class _BodyBuilder:
             for value, part in ((ratio, "summed"), (padded, "kept"))
         ]
         view = self._op("Concat", *pairs, name=f"{name}_pairs_shape", shape=(None, 2), axis=1, **integer)
-        view = self._op("Reshape", view, self._ints(-1), name=f"{name}_pairs_view", shape=(None,), **integer)
-        return padded, view
+        return self._op("Reshape", view, self._ints(-1), name=f"{name}_pairs_view", shape=(None,), **integer)
 
     def _norm_vector(self) -> ir.Value:
         """Return the lengths of the normalised axes as an int64 vector."""

@@ -11,7 +11,23 @@ from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper
 
 FORMS = ("normalised", "torch", "chain")
-MISTAKES = ("axis", "size", "epsilon", "swap", "other x", "sign", "missing mean", "power", "offset")
+MISTAKES = (
+    "axis",
+    "size",
+    "epsilon",
+    "swap",
+    "other x",
+    "sign",
+    "missing mean",
+    "missing projection",
+    "power",
+    "offset",
+    "other dy",
+    "other mean",
+    "variance",
+    "truncated",
+)
+OPSETS = (11, 13, 18, 21)
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,8 @@ class Style:
         taps: Inner values, by number, that become outputs as well.
         mistake: One of `MISTAKES`.
         dynamic: Whether the first axis is symbolic.
+        opset: The model's opset.
+        is_amid: Whether x, dy and gamma are computed by other nodes, and dx is used by one.
     """
 
     shape: tuple[int, ...] = (4, 3, 10)
@@ -45,6 +63,8 @@ class Style:
     taps: tuple[int, ...] = ()
     mistake: str = ""
     dynamic: bool = False
+    opset: int = 18
+    is_amid: bool = False
 
 
 @dataclass
@@ -88,6 +108,13 @@ class Writer:
             return self.op("Add", a, self.op("Neg", b))
         return self.op("Sub", a, b)
 
+    def mean_of_squares(self, a: str) -> str:
+        if self.choose(4):
+            return self.mean(self.square(a))
+        size = float(np.prod(self.style.shape[-self.style.norm_rank :]))
+        total = self.with_axes("ReduceSumSquare", a, self.norm_axes, 18, keepdims=1)
+        return self.op("Div", total, self.constant(size))
+
     def square(self, a: str) -> str:
         return self.op("Pow", a, self.constant(2.0)) if self.choose(2) else self.op("Mul", a, a)
 
@@ -97,18 +124,28 @@ class Writer:
             return self.op("Reciprocal", a)
         return self.op("Div", self.constant(1.0), a) if way == 1 else self.op("Pow", a, self.constant(-1.0))
 
+    def with_axes(self, op_type: str, a: str, axes: list[int], since: int, **attributes: Any) -> str:
+        """Write an operator that has its axes as an input since an opset, and had them as an attribute before."""
+        if self.style.opset < since:
+            return self.op(op_type, a, axes=axes, **attributes)
+        return self.op(op_type, a, self.constant(axes, np.int64), **attributes)
+
     def total(self, a: str, axes: list[int], keepdims: int = 1) -> str:
-        return self.op("ReduceSum", a, self.constant(axes, np.int64), keepdims=keepdims)
+        return self.with_axes("ReduceSum", a, axes, 13, keepdims=keepdims)
+
+    def root(self, a: str) -> str:
+        return self.op("Sqrt", a) if self.choose(3) else self.op("Pow", a, self.constant(0.5))
 
     def mean(self, a: str) -> str:
         axes, size = self.norm_axes, float(np.prod(self.style.shape[-self.style.norm_rank :]))
         way = self.choose(4)
         if way == 0:
-            return self.op("ReduceMean", a, self.constant(axes, np.int64), keepdims=1)
+            return self.with_axes("ReduceMean", a, axes, 18, keepdims=1)
         total = self.total(a, axes)
         if way == 1:
             flat = self.total(a, axes, keepdims=0)
-            total = self.op("Unsqueeze", flat, self.constant(axes, np.int64))
+            # ONNX's evaluator inserts negative axes one after the other before opset 13.
+            total = self.with_axes("Unsqueeze", flat, [axis % len(self.style.shape) for axis in axes], 13)
         return self.mul(total, self.constant(1 / size)) if way == 2 else self.op("Div", total, self.constant(size))
 
     @property
@@ -123,6 +160,9 @@ class Writer:
         size = float(np.prod(style.shape[-style.norm_rank :]))
         half = style.t in ("float16", "bfloat16")
         x, dy, gamma = "x", "dy", "gamma"
+        if style.is_amid:
+            x, dy = self.op("Abs", x), self.op("Sin" if style.t == "float" else "Abs", dy)
+            gamma = self.op("Abs", gamma) if style.affine else gamma
         if half:
             x, dy = self.op("Cast", x, to=TensorProto.FLOAT), self.op("Cast", dy, to=TensorProto.FLOAT)
             gamma = self.op("Cast", gamma, to=TensorProto.FLOAT) if style.affine else gamma
@@ -140,12 +180,14 @@ class Writer:
         mean = "mean" if style.stats != "computed" else self.mean(x)
         d = self.sub(x, mean)
         if style.stats in ("computed", "variance"):
-            variance = "variance" if style.stats == "variance" else self.mean(self.square(d))
+            variance = "variance" if style.stats == "variance" else self.mean_of_squares(d)
+            if style.mistake == "variance":
+                variance = self.mul(variance, self.constant(size / (size - 1)))
             shifted = self.add(variance, self.constant(style.epsilon)) if style.epsilon else variance
             if self.choose(3) == 0:
                 rstd = self.op("Pow", shifted, self.constant(-0.5))
             else:
-                rstd = self.reciprocal(self.op("Sqrt", shifted))
+                rstd = self.reciprocal(self.root(shifted))
         else:
             rstd = "rstd"
         other = rstd
@@ -155,19 +197,32 @@ class Writer:
         if style.mistake == "power":
             other = self.square(rstd)
         xhat = self.mul(d, rstd)
-        wrong = self.mul(self.sub("x2", mean) if style.mistake == "other x" else d, other)
+        wrong_d = self.sub("x2", mean) if style.mistake == "other x" else d
+        if style.mistake == "other mean":
+            wrong_d = self.sub(x, self.op("Neg", mean))
+        if style.mistake == "truncated":
+            wide = TensorProto.DOUBLE if style.t == "double" else TensorProto.FLOAT
+            integers = self.op("Cast", d, to=TensorProto.INT64)
+            self.inner.remove(integers)
+            wrong_d = self.op("Cast", integers, to=wide)
+        wrong = self.mul(wrong_d, other)
         g = self.mul(dy, gamma) if style.affine else dy
         mean_axes = self.norm_axes
         if style.mistake == "axis":
-            mean_g = self.op("ReduceMean", g, self.constant([0], np.int64), keepdims=1)
+            mean_g = self.with_axes("ReduceMean", g, [0], 18, keepdims=1)
         elif style.mistake == "size":
             mean_g = self.op("Div", self.total(g, mean_axes), self.constant(size + 1))
         else:
             mean_g = self.mean(g)
-        mean_gx = self.mean(self.mul(g, xhat))
+        if style.mistake == "other dy":
+            mean_g = self.mean("x2")
+        magnitude = self.op("Sqrt", self.op("Mul", g, g)) if style.mistake == "magnitude" else g
+        mean_gx = self.mean(self.mul(magnitude, xhat))
         if style.mistake == "offset":
             mean_gx = self.add(mean_gx, self.constant(0.25))
-        if style.mistake in ("swap", "sign", "missing mean") or style.form == "normalised":
+        if style.mistake == "missing projection":
+            dx = self.mul(rstd, self.sub(g, mean_g))
+        elif style.mistake in ("swap", "sign", "missing mean") or style.form == "normalised":
             centred = g if style.mistake == "missing mean" else self.sub(g, mean_g)
             if style.mistake == "swap":
                 centred = self.sub(mean_g, g)
@@ -194,6 +249,7 @@ class Writer:
         taps = {f"tap{index}": self.inner[number % len(self.inner)] for index, number in enumerate(style.taps)}
         for name, value in results.items():
             final = self.op("Cast", value, to=helper.np_dtype_to_tensor_dtype(DTYPES[style.t])) if half else value
+            final = self.op("Neg", final) if style.is_amid and name == "dx" else final
             self.nodes.append(helper.make_node("Identity", [final], [name]))
         for name, value in taps.items():
             self.nodes.append(helper.make_node(("Exp", "Identity")[self.choose(2)], [value], [name]))
@@ -211,12 +267,12 @@ class Writer:
             inputs.append(info("gamma", real, list(style.shape[-style.norm_rank :])))
         if style.stats in ("variance", "rstd"):
             inputs += [info("mean", wide, kept), info(style.stats, wide, kept)]
-        if style.mistake == "other x":
+        if style.mistake in ("other x", "other dy"):
             inputs.append(info("x2", wide, dims))
         outputs = [info(name, real, None) for name in results]
         outputs += [helper.make_empty_tensor_value_info(name) for name in taps]
         graph = helper.make_graph(self.nodes, "g", inputs, outputs, self.initializers)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", style.opset)], ir_version=9)
         return onnx.shape_inference.infer_shapes(model)
 
 
@@ -234,7 +290,7 @@ def feeds(style: Style, seed: int = 0) -> dict[str, np.ndarray]:
     if style.stats in ("variance", "rstd"):
         values["mean"] = rng.normal(size=kept).astype(wide)
         values[style.stats] = rng.uniform(0.5, 1.5, kept).astype(wide)
-    if style.mistake == "other x":
+    if style.mistake in ("other x", "other dy"):
         values["x2"] = rng.normal(size=style.shape).astype(wide)
     return values
 
@@ -242,20 +298,28 @@ def feeds(style: Style, seed: int = 0) -> dict[str, np.ndarray]:
 @st.composite
 def styles(draw: st.DrawFn, mistaken: bool = False) -> Style:
     shape = tuple(draw(st.lists(st.integers(3, 5), min_size=2, max_size=3)))
-    t = "float" if mistaken else draw(st.sampled_from(["float", "float", "double", "float16"]))
-    # LayerNormalization's statistics are float, and 1e-5 in double is no float32 number.
-    sources = ["computed", "variance", "rstd"] + ([] if t == "double" else ["forward"])
+    opset = draw(st.sampled_from(OPSETS))
+    types = ["float"] if mistaken else ["float", "float", "double", "float16", "bfloat16"]
+    t = draw(st.sampled_from([t for t in types if opset > 11 or t != "bfloat16"]))
+    # LayerNormalization is there since opset 17, and its statistics are float.
+    sources = ["computed", "variance", "rstd"] + ([] if t == "double" or opset < 17 else ["forward"])
+    mistake = draw(st.sampled_from(MISTAKES)) if mistaken else ""
+    if mistaken:
+        # Any column may be a given variance.
+        sources = ["computed"] if mistake == "variance" else ["computed", "variance"]
     return Style(
         shape=shape,
         norm_rank=draw(st.integers(1, min(2, len(shape) - 1))),
         form=draw(st.sampled_from(FORMS)),
         affine=draw(st.booleans()),
         stats=draw(st.sampled_from(sources)),
-        epsilon=draw(st.sampled_from([0.25] if t == "double" else [1e-5, 0.25])),
+        epsilon=draw(st.sampled_from([1e-5, 0.25, 0.0])),
         t=t,
         choices=tuple(draw(st.lists(st.integers(0, 11), min_size=3, max_size=9))),
         outputs=(True, draw(st.booleans()), draw(st.booleans())),
         taps=tuple(draw(st.lists(st.integers(0, 60), max_size=3))),
-        mistake=draw(st.sampled_from(MISTAKES)) if mistaken else "",
+        mistake=mistake,
         dynamic=draw(st.booleans()),
+        opset=opset,
+        is_amid=draw(st.booleans()),
     )

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference against torch's autograd; runs where torch is installed, which CI sees to."""
+"""The reference against torch's autograd, and fuse on new exports; runs where torch is, which CI sees to."""
 
 import math
 
 import numpy as np
 import pytest
 from cases import SMALL_CASES, Case
+from exported import assert_fused
+from torch_exports import EXPORTS, export
 
 import lnbp_onnx
 
@@ -43,3 +45,17 @@ def test_torch_autograd(case: Case) -> None:
     for name, result in zip(("input_forward", "gamma", "beta"), found, strict=True):
         if name in tensors and result is not None:
             np.testing.assert_allclose(result, tensors[name].grad.numpy(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    ["affine", "two_axes_not_affine", "dynamic", "gamma_only", "gamma_constant", "half", "bfloat16", "rsqrt"],
+)
+def test_fuse_new_exports(name: str) -> None:
+    """What is recorded in `tests/data/torch_exports` is what the exporter still writes, as far as fuse goes."""
+    pytest.importorskip("onnxscript")
+    onnxsim = pytest.importorskip("onnxsim")
+    model, expected = export(EXPORTS[name])
+    assert_fused(EXPORTS[name], model, expected)
+    assert_fused(EXPORTS[name], onnxsim.simplify(model)[0], expected)

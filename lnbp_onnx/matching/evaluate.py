@@ -1,47 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Following leaf tensors through a graph: what every value that depends on nothing else is, as a polynomial."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping
 
-import numpy as np
 import onnx_ir as ir
 
-from lnbp_onnx.matching.algebra import (
-    NotExpressibleError,
-    Polynomial,
-    add,
-    constant,
-    constant_value,
-    divide,
-    multiply,
-    power,
-    sum_over,
-)
-from lnbp_onnx.matching.tensors import (
-    Axis,
-    Lengths,
-    Tensor,
-    axis_of,
-    broadcast,
-    lengths_product,
-    reduce,
-    reshape,
-    unify,
-)
-from lnbp_onnx.node import TensorInfo
+from lnbp_onnx.matching.constants import constant_tensor, known_tensor
+from lnbp_onnx.matching.numbering import Numbering
+from lnbp_onnx.matching.rules import Infos, Known, evaluate, has_rule
+from lnbp_onnx.matching.tensors import Tensor
 
-Known: TypeAlias = Tensor | Lengths
-
-_LARGEST_CONSTANT = 1 << 24
-_LONGEST_VECTOR = 64
 _DEEPEST_CONSTANT = 16
-
-_REAL_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
-
-Infos: TypeAlias = Mapping[ir.Value, TensorInfo]
 
 
 class Constants:
@@ -60,9 +29,9 @@ class Constants:
     def _read(self, value: ir.Value, depth: int) -> Known | None:
         tensor = constant_tensor(value)
         if tensor is not None:
-            return _from_tensor(tensor)
+            return known_tensor(tensor)
         node = value.producer()
-        if node is None or not node.inputs or not depth or node.op_type not in _RULES:
+        if node is None or not node.inputs or not depth or not has_rule(node):
             return None
         if node.op_type == "Shape":
             return evaluate(node, [None], self.infos)
@@ -76,427 +45,76 @@ class Evaluation:
     """What follows from some leaves.
 
     Attributes:
-        known: The values that depend on the leaves and on constants only, in topological order.
-        blocked: The nodes that have such a value among their inputs and could not be followed.
+        known: By number, the values that depend on the leaves and on constants only, in topological order.
+        blocked: The nodes that have such a value among their inputs and could not be followed, by what they compute.
     """
 
-    def __init__(self, leaves: Mapping[ir.Value, Tensor], constants: Constants, graph: ir.Graph) -> None:
-        self.known: dict[ir.Value, Known] = dict(leaves)
-        self.blocked: dict[ir.Node, None] = {}
-        queue = [node for leaf in leaves for node in leaf.consumers()]
-        for node in queue:
-            if node.graph is not graph or len(node.outputs) != 1 or node.outputs[0] in self.known:
-                continue
-            arguments = [
-                None if each is None else (self.known.get(each) or constants.get(each)) for each in node.inputs
-            ]
-            result = evaluate(node, arguments, constants.infos)
-            if result is None:
-                self.blocked[node] = None
-                continue
-            self.blocked.pop(node, None)
-            self.known[node.outputs[0]] = result
-            queue.extend(node.outputs[0].consumers())
+    def __init__(self, leaves: Mapping[ir.Value, Tensor], constants: Constants, numbering: Numbering) -> None:
+        self.known: dict[int, Known] = {}
+        self.blocked: dict[int, ir.Node] = {}
+        self._leaves: dict[ir.Value, Tensor] = {}
+        self._constants = constants
+        self._numbering = numbering
+        self._follow(leaves)
+
+    def extended(self, leaves: Mapping[ir.Value, Tensor]) -> "Evaluation":
+        """Return what follows from these leaves beside the others."""
+        if any(self._numbering.number(leaf) in self.known for leaf in leaves):
+            return Evaluation({**self._leaves, **leaves}, self._constants, self._numbering)
+        extended = Evaluation({}, self._constants, self._numbering)
+        extended.known, extended.blocked, extended._leaves = dict(self.known), dict(self.blocked), dict(self._leaves)
+        extended._follow(leaves)
+        return extended
 
     def tensor(self, value: ir.Value) -> Tensor | None:
         """Return what is known of a value that is no list of lengths."""
-        known = self.known.get(value)
+        known = self.known.get(self._numbering.number(value))
         return known if isinstance(known, Tensor) else None
 
-
-def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
-    """Return the tensor of an initializer that no caller can replace, or of a Constant node."""
-    node = value.producer()
-    if node is not None and node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-        attribute = next(iter(node.attributes.values()), None)
-        if attribute is None or attribute.is_ref():
-            return None
-        if attribute.type == ir.AttributeType.TENSOR:
-            return attribute.as_tensor()
-        if attribute.name in ("value_float", "value_floats"):
-            return ir.tensor(np.array(attribute.value, np.float32))
-        if attribute.name in ("value_int", "value_ints"):
-            return ir.tensor(np.array(attribute.value, np.int64))
-        return None
-    if value.is_initializer() and not value.is_graph_input():
-        return value.const_value
-    return None
-
-
-def evaluate(node: ir.Node, arguments: Sequence[Known | None], infos: Infos) -> Known | None:
-    """Return what a node computes, or None."""
-    rule = _RULES.get(node.op_type)
-    if rule is None or node.domain not in ("", "ai.onnx"):
-        return None
-    if any(isinstance(each, Tensor) and not each.is_exact for each in arguments):
-        return None
-    try:
-        return rule(_Call(node, arguments, infos))
-    except NotExpressibleError:
-        return None
-
-
-class _Call:
-    """A node with what is known of its operands."""
-
-    def __init__(self, node: ir.Node, arguments: Sequence[Known | None], infos: Infos) -> None:
-        self.node = node
-        self.arguments = arguments
-        self.infos = infos
-
-    def tensor(self, index: int) -> Tensor:
-        argument = self.arguments[index] if index < len(self.arguments) else None
-        if not isinstance(argument, Tensor):
-            raise NotExpressibleError
-        return argument
-
-    def lengths(self, index: int) -> tuple[int | Axis, ...]:
-        argument = self.arguments[index] if index < len(self.arguments) else None
-        if not isinstance(argument, Lengths):
-            raise NotExpressibleError
-        return argument.values
-
-    def integers(self, index: int) -> list[int]:
-        values = [value for value in self.lengths(index) if isinstance(value, int)]
-        if len(values) != len(self.lengths(index)):
-            raise NotExpressibleError
-        return values
-
-    def has(self, index: int) -> bool:
-        return index < len(self.node.inputs) and self.node.inputs[index] is not None
-
-    def attribute(self, name: str, default: int) -> int:
-        attribute = self.node.attributes.get(name)
-        if attribute is None:
-            return default
-        if attribute.is_ref():
-            raise NotExpressibleError
-        return attribute.as_int()
-
-    def axes(self, index: int = 1) -> list[int] | None:
-        """Return the axes of an operator that has them as an attribute or, newer, as an input."""
-        attribute = self.node.attributes.get("axes")
-        if attribute is not None:
-            if attribute.is_ref():
-                raise NotExpressibleError
-            return list(attribute.as_ints())
-        return self.integers(index) if self.has(index) else None
-
-
-def _from_tensor(tensor: ir.TensorProtocol) -> Known | None:
-    shape = tuple(tensor.shape.numpy())
-    size = math.prod(shape)
-    if size == 0 or size > _LARGEST_CONSTANT or isinstance(tensor, ir.ExternalTensor):
-        is_empty_vector = tensor.dtype == ir.DataType.INT64 and shape == (0,)
-        return Lengths(()) if is_empty_vector else None
-    if tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32):
-        if len(shape) > 1 or size > _LONGEST_VECTOR:
-            return None
-        return Lengths(tuple(map(int, tensor.numpy().reshape(-1))), is_scalar=not shape)
-    if tensor.dtype not in _REAL_TYPES:
-        return None
-    array = tensor.numpy().reshape(-1)
-    first = array[0]
-    if not math.isfinite(float(first)) or array[-1] != first or not bool((array == first).all()):
-        return None
-    bits = 53 if tensor.dtype == ir.DataType.DOUBLE else 24
-    return Tensor(constant(_rational(float(first), bits)), tuple(map(axis_of, shape)))
-
-
-def _rational(value: float, bits: int) -> Fraction:
-    """Return the number; 1 / k, for an integer k, for the float that is nearest to it."""
-    if 0 < abs(value) < 1:
-        k = round(1 / value)
-        if abs(k) < 1 << (bits - 1) and abs(Fraction(value) * k - 1) <= Fraction(1, 1 << bits):
-            return Fraction(1, k)
-    return Fraction(value)
-
-
-# The operators
-
-
-def _same(call: _Call) -> Known:
-    argument = call.arguments[0]
-    if argument is None:
-        raise NotExpressibleError
-    return argument
-
-
-def _cast(call: _Call) -> Known:
-    target = ir.DataType(call.attribute("to", 0))
-    argument = call.arguments[0]
-    if isinstance(argument, Lengths):
-        if target in (ir.DataType.INT64, ir.DataType.INT32):
-            return argument
-        if target not in _REAL_TYPES or len(argument.values) != 1:
-            raise NotExpressibleError
-        return Tensor(lengths_product(argument.values), () if argument.is_scalar else ((),))
-    tensor = call.tensor(0)
-    if target in _REAL_TYPES:
-        return tensor
-    if not target.is_integer():
-        raise NotExpressibleError
-    return Tensor(tensor.element, tensor.axes, is_exact=False)
-
-
-def _require_real(call: _Call) -> None:
-    """Refuse integer arithmetic, which rounds and wraps."""
-    for value in (*call.node.outputs, *call.node.inputs):
-        element_type = None if value is None else call.infos[value].element_type
-        if element_type is not None and ir.DataType(element_type).is_integer():
-            raise NotExpressibleError
-
-
-def _combine(operation: Callable[[Polynomial, Polynomial], Polynomial]) -> Callable[[_Call], Known]:
-    def rule(call: _Call) -> Known:
-        _require_real(call)
-        a, b = call.tensor(0), call.tensor(1)
-        return Tensor(operation(a.element, b.element), broadcast(a.axes, b.axes))
-
-    return rule
-
-
-def _subtract(call: _Call) -> Known:
-    _require_real(call)
-    a, b = call.tensor(0), call.tensor(1)
-    return Tensor(add(a.element, b.element, -1), broadcast(a.axes, b.axes))
-
-
-def _sum(call: _Call) -> Known:
-    _require_real(call)
-    total = call.tensor(0)
-    for index in range(1, len(call.arguments)):
-        other = call.tensor(index)
-        total = Tensor(add(total.element, other.element), broadcast(total.axes, other.axes))
-    return total
-
-
-def _negate(call: _Call) -> Known:
-    _require_real(call)
-    return Tensor(add({}, call.tensor(0).element, -1), call.tensor(0).axes)
-
-
-def _to_power(exponent: Fraction) -> Callable[[_Call], Known]:
-    def rule(call: _Call) -> Known:
-        _require_real(call)
-        return Tensor(power(call.tensor(0).element, exponent), call.tensor(0).axes)
-
-    return rule
-
-
-def _pow(call: _Call) -> Known:
-    _require_real_data(call)
-    exponent = call.arguments[1]
-    if isinstance(exponent, Lengths):
-        [number] = call.integers(1)
-        value: Fraction | None = Fraction(number)
-        axes: tuple[Axis, ...] = () if exponent.is_scalar else ((),)
-    else:
-        value, axes = constant_value(call.tensor(1).element), call.tensor(1).axes
-    if value is None:
-        raise NotExpressibleError
-    base = call.tensor(0)
-    return Tensor(power(base.element, value), broadcast(base.axes, axes))
-
-
-def _reduction(*, mean: bool = False, square: bool = False) -> Callable[[_Call], Known]:
-    def rule(call: _Call) -> Known:
-        _require_real_data(call)
-        tensor = call.tensor(0)
-        axes = call.axes()
-        if not axes:
-            if axes is not None and call.attribute("noop_with_empty_axes", 0):
-                raise NotExpressibleError
-            axes = list(range(len(tensor.axes)))
-        if square:
-            tensor = Tensor(multiply(tensor.element, tensor.element), tensor.axes)
-        return reduce(tensor, axes, bool(call.attribute("keepdims", 1)), mean)
-
-    return rule
-
-
-def _require_real_data(call: _Call) -> None:
-    value = call.node.inputs[0]
-    element_type = None if value is None else call.infos[value].element_type
-    if element_type is not None and ir.DataType(element_type).is_integer():
-        raise NotExpressibleError
-
-
-def _matmul(call: _Call) -> Known:
-    _require_real(call)
-    a, b = call.tensor(0), call.tensor(1)
-    if not a.axes or len(b.axes) not in (1, 2):
-        raise NotExpressibleError
-    contracted = unify(a.axes[-1], b.axes[0])
-    if bool(a.axes[-1]) != bool(b.axes[0]):
-        # A MatMul does not broadcast.
-        raise NotExpressibleError
-    kept_a, kept_b = a.axes[:-1], b.axes[1:]
-    result = Tensor({}, (*kept_a, *kept_b, contracted))
-    element = multiply(a.element, b.element)
-    named = [symbol for symbol in contracted if symbol.name]
-    element = sum_over(element, named)
-    element = multiply(element, lengths_product([tuple(symbol for symbol in contracted if not symbol.name)]))
-    return Tensor(element, result.axes[:-1])
-
-
-def _transpose(call: _Call) -> Known:
-    tensor = call.tensor(0)
-    attribute = call.node.attributes.get("perm")
-    if attribute is not None and attribute.is_ref():
-        raise NotExpressibleError
-    order = list(attribute.as_ints()) if attribute is not None else list(reversed(range(len(tensor.axes))))
-    return Tensor(tensor.element, tuple(tensor.axes[index] for index in order), tensor.is_exact)
-
-
-def _reshape(call: _Call) -> Known:
-    argument = call.arguments[0]
-    target: list[int | Axis] = list(call.lengths(1))
-    if isinstance(argument, Lengths):
-        if len(argument.values) != 1 or len(target) > 1 or any(dim not in (1, -1) for dim in target):
-            raise NotExpressibleError
-        return Lengths(argument.values, is_scalar=not target)
-    tensor = call.tensor(0)
-    if not call.attribute("allowzero", 0):
-        for index, dim in enumerate(target):
-            if dim == 0:
-                if index >= len(tensor.axes):
-                    raise NotExpressibleError
-                target[index] = tensor.axes[index]
-    return reshape(tensor, target)
-
-
-def _flatten(call: _Call) -> Known:
-    tensor = call.tensor(0)
-    rank = len(tensor.axes)
-    axis = call.attribute("axis", 1)
-    axis = axis + rank if axis < 0 else axis
-    groups = (tensor.axes[:axis], tensor.axes[axis:])
-    flat = tuple(tuple(symbol for axis in group for symbol in axis) for group in groups)
-    return Tensor(tensor.element, flat, tensor.is_exact)
-
-
-def _squeeze(call: _Call) -> Known:
-    argument = call.arguments[0]
-    if isinstance(argument, Lengths):
-        if len(argument.values) != 1:
-            raise NotExpressibleError
-        return Lengths(argument.values, is_scalar=True)
-    tensor, axes = call.tensor(0), call.axes()
-    rank = len(tensor.axes)
-    if axes is None:
-        if any(symbol.length is None for axis in tensor.axes for symbol in axis):
-            raise NotExpressibleError
-        axes = [index for index, axis in enumerate(tensor.axes) if not axis]
-    squeezed = {axis % rank for axis in axes} if rank else set()
-    if any(tensor.axes[index] for index in squeezed):
-        raise NotExpressibleError
-    kept = tuple(axis for index, axis in enumerate(tensor.axes) if index not in squeezed)
-    return Tensor(tensor.element, kept, tensor.is_exact)
-
-
-def _unsqueeze(call: _Call) -> Known:
-    argument, axes = call.arguments[0], call.axes() or []
-    if isinstance(argument, Lengths):
-        if not argument.is_scalar or len(axes) != 1:
-            raise NotExpressibleError
-        return Lengths(argument.values)
-    tensor = call.tensor(0)
-    rank = len(tensor.axes) + len(axes)
-    added = {axis % rank for axis in axes}
-    rest = iter(tensor.axes)
-    return Tensor(tensor.element, tuple(() if i in added else next(rest) for i in range(rank)), tensor.is_exact)
-
-
-def _expand(call: _Call) -> Known:
-    tensor = call.tensor(0)
-    target = [axis_of(dim) if isinstance(dim, int) else dim for dim in call.lengths(1)]
-    return Tensor(tensor.element, broadcast(tensor.axes, target), tensor.is_exact)
-
-
-def _shape(call: _Call) -> Known:
-    value, argument = call.node.inputs[0], call.arguments[0]
-    if isinstance(argument, Tensor):
-        lengths: list[int | Axis] = []
-        for axis in argument.axes:
-            lengths.append(axis if axis else 1)
-    else:
-        shape = None if value is None else call.infos[value].shape
-        if shape is None or not all(isinstance(dim, int) for dim in shape):
-            raise NotExpressibleError
-        lengths = [dim for dim in shape if isinstance(dim, int)]
-    end = call.attribute("end", len(lengths))
-    return Lengths(tuple(lengths[call.attribute("start", 0) : end]))
-
-
-def _size(call: _Call) -> Known:
-    axes = call.tensor(0).axes
-    return Lengths((tuple(symbol for axis in axes for symbol in axis) or 1,), is_scalar=True)
-
-
-def _gather(call: _Call) -> Known:
-    values, indices = call.lengths(0), call.arguments[1]
-    if not isinstance(indices, Lengths) or call.attribute("axis", 0) != 0:
-        raise NotExpressibleError
-    picked = call.integers(1)
-    if not all(-len(values) <= index < len(values) for index in picked):
-        raise NotExpressibleError
-    return Lengths(tuple(values[index] for index in picked), is_scalar=indices.is_scalar)
-
-
-def _slice(call: _Call) -> Known:
-    if call.node.attributes or (call.has(3) and call.integers(3) != [0]):
-        raise NotExpressibleError
-    step = call.integers(4)[0] if call.has(4) else 1
-    return Lengths(call.lengths(0)[call.integers(1)[0] : call.integers(2)[0] : step])
-
-
-def _concat(call: _Call) -> Known:
-    values: list[int | Axis] = []
-    for index, argument in enumerate(call.arguments):
-        if isinstance(argument, Lengths) and argument.is_scalar:
-            raise NotExpressibleError
-        values += call.lengths(index)
-    return Lengths(tuple(values))
-
-
-def _constant_of_shape(call: _Call) -> Known:
-    attribute = call.node.attributes.get("value")
-    if attribute is not None and attribute.is_ref():
-        raise NotExpressibleError
-    filling = _from_tensor(attribute.as_tensor()) if attribute is not None else Tensor({}, ((),))
-    if not isinstance(filling, Tensor):
-        raise NotExpressibleError
-    axes = tuple(axis_of(dim) if isinstance(dim, int) else dim for dim in call.lengths(0))
-    return Tensor(filling.element, axes)
-
-
-_RULES: dict[str, Callable[[_Call], Known]] = {
-    "Identity": _same,
-    "Cast": _cast,
-    "Add": _combine(add),
-    "Sub": _subtract,
-    "Mul": _combine(multiply),
-    "Div": _combine(divide),
-    "Sum": _sum,
-    "Neg": _negate,
-    "Reciprocal": _to_power(Fraction(-1)),
-    "Sqrt": _to_power(Fraction(1, 2)),
-    "Pow": _pow,
-    "ReduceSum": _reduction(),
-    "ReduceMean": _reduction(mean=True),
-    "ReduceSumSquare": _reduction(square=True),
-    "MatMul": _matmul,
-    "Transpose": _transpose,
-    "Reshape": _reshape,
-    "Flatten": _flatten,
-    "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze,
-    "Expand": _expand,
-    "Shape": _shape,
-    "Size": _size,
-    "Gather": _gather,
-    "Slice": _slice,
-    "Concat": _concat,
-    "ConstantOfShape": _constant_of_shape,
-}
+    def tensors(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the known values that are no lists of lengths."""
+        for number, known in self.known.items():
+            if isinstance(known, Tensor):
+                yield number, known
+
+    def nodes(self, *, newest_first: bool = False) -> Iterator[ir.Node]:
+        """Yield the nodes that have known values among their inputs: those that are blocked first.
+
+        Args:
+            newest_first: Whether what the last leaves led to comes first, rather than what is first in the graph, where
+                what belongs together is close together.
+        """
+        blocked = reversed(self.blocked) if newest_first else sorted(self.blocked)
+        for number in blocked:
+            yield self.blocked[number]
+        for number in self.known:
+            node = self._numbering.node(number)
+            if node is not None:
+                yield node
+
+    def _follow(self, leaves: Mapping[ir.Value, Tensor]) -> None:
+        self._leaves.update(leaves)
+        queue = [self._numbering.number(leaf) for leaf in leaves]
+        self.known.update(zip(queue, leaves.values(), strict=True))
+        for number in queue:
+            for user, node in self._numbering.users(number):
+                if user in self.known:
+                    continue
+                result = self._evaluate(node)
+                if result is None:
+                    self.blocked[user] = node
+                else:
+                    self.blocked.pop(user, None)
+                    self.known[user] = result
+                    queue.append(user)
+
+    def _evaluate(self, node: ir.Node) -> Known | None:
+        arguments: list[Known | None] = []
+        for each in node.inputs:
+            argument = None
+            if each is not None:
+                argument = self.known.get(self._numbering.number(each)) or self._constants.get(each)
+                if argument is None:
+                    return None
+            arguments.append(argument)
+        return evaluate(node, arguments, self._constants.infos)

@@ -36,6 +36,8 @@ class Frame:
     def matrix_axes(self, shape: Sequence[Dim], order: Sequence[int] | None) -> tuple[Axis, ...] | None:
         """Return the axes of a tensor shaped as x, or as x with its axes in another order."""
         order = range(len(self.dims)) if order is None else order
+        if len(order) != len(self.dims):
+            return None
         if _same_dims(shape, [self.dims[index] for index in order]):
             return tuple(self.labels[index] for index in order)
         return None

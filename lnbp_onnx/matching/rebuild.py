@@ -2,22 +2,29 @@
 """Recognising what this package itself wrote, by writing it again.
 
 The standard operators that the operator becomes are read off around the reciprocal root to guess the operator's
-inputs; then the body is built for them and looked up in the graph, node by node. That needs no knowledge of shapes,
-where the algebra does: a body for shapes that are known only at run time is full of arithmetic on shapes.
+inputs; then the body is built for them and its values are looked up in the graph by their numbers. That needs no
+knowledge of shapes, where the algebra does: a body for shapes that are known only at run time is full of arithmetic on
+shapes.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import onnx_ir as ir
 
 from lnbp_onnx import spec
 from lnbp_onnx.body import build_body
 from lnbp_onnx.errors import LnbpError
-from lnbp_onnx.matching.evaluate import Infos, constant_tensor
-from lnbp_onnx.matching.search import Gradient, Statistic
-from lnbp_onnx.node import BackpropNode, TensorInfo, attribute_protos, parse
+from lnbp_onnx.matching.constants import constant_tensor
+from lnbp_onnx.matching.gradient import Gradient, Statistic
+from lnbp_onnx.matching.numbering import Numbering
+from lnbp_onnx.matching.rules import Infos
+from lnbp_onnx.node import attribute_protos, parse
+
+Inputs: TypeAlias = tuple[ir.Value | None, ...]
+"""The operator's inputs, in its order."""
 
 _DEEPEST_SHAPE = 8
 
@@ -34,7 +41,7 @@ class _Parts:
     epsilon: float
 
 
-def rebuilt(rstd: ir.Node, infos: Infos, opset: int) -> Gradient | None:
+def rebuilt(rstd: ir.Node, infos: Infos, opset: int, numbering: Numbering) -> Gradient | None:
     """Return the gradient whose body has the node `rstd` as its reciprocal root, None where there is none."""
     for parts in _parts(rstd):
         for x, axis in _rows_of(parts.x):
@@ -44,8 +51,8 @@ def rebuilt(rstd: ir.Node, infos: Infos, opset: int) -> Gradient | None:
                     _stripped(parts.mean, ("Reshape", "Cast")),
                     _stripped(parts.variance, ("Reshape", "Cast")),
                 ):
-                    inputs = [x, dy, gamma, None, mean, variance]
-                    found = _look_up(inputs, axis, parts.epsilon, infos, opset, rstd.graph)
+                    inputs = (x, dy, gamma, None, mean, variance)
+                    found = _look_up(inputs, axis, parts.epsilon, infos, opset, numbering)
                     if found is not None:
                         return found
     return None
@@ -57,146 +64,56 @@ def is_rstd(node: ir.Node) -> bool:
 
 
 def _look_up(
-    inputs: list[ir.Value | None],
-    axis: int,
-    epsilon: float,
-    infos: Infos,
-    opset: int,
-    graph: ir.Graph | ir.Function | None,
+    inputs: Inputs, axis: int, epsilon: float, infos: Infos, opset: int, numbering: Numbering
 ) -> Gradient | None:
+    numbers, outputs = _follow_body(inputs, axis, epsilon, infos, opset, numbering)
+    if not outputs["input_delta"]:
+        return None
     x, dy, gamma, _, mean, variance = inputs
     assert x is not None
     assert dy is not None
-    lookup = _Lookup(inputs, axis, epsilon, infos, opset, graph)
-    found = lookup.outputs()
-    if found is None or not found[0]:
-        return None
-    if gamma is not None and not found[2]:
+    if gamma is not None and not outputs["beta_delta"]:
         for beta in _shaped_like(dy):
-            other = _Lookup([x, dy, gamma, beta, mean, variance], axis, epsilon, infos, opset, graph)
-            again = other.outputs()
-            if again is not None and again[2]:
-                found, lookup, inputs = again, other, [x, dy, gamma, beta, mean, variance]
+            shaped = (x, dy, gamma, beta, mean, variance)
+            numbers, again = _follow_body(shaped, axis, epsilon, infos, opset, numbering)
+            if again["beta_delta"]:
+                outputs, inputs = again, shaped
                 break
-    outputs = dict(zip(spec.OUTPUT_NAMES, found, strict=True))
     statistic = None if variance is None else Statistic(variance, "variance")
     return Gradient(
-        x,
-        dy,
-        gamma,
-        mean,
-        statistic,
-        axis,
-        epsilon,
-        outputs,
-        beta=inputs[3],
-        is_shaped=True,
-        inner=lookup.inner(),
+        x, dy, gamma, mean, statistic, axis, epsilon, outputs, beta=inputs[3], is_shaped=True, region=numbers
     )
 
 
-class _Lookup:
-    """A body built anew, and where its values are in the graph."""
-
-    def __init__(
-        self,
-        inputs: Sequence[ir.Value | None],
-        axis: int,
-        epsilon: float,
-        infos: Infos,
-        opset: int,
-        graph: ir.Graph | ir.Function | None,
-    ) -> None:
-        self._graph = graph
-        self._inputs = inputs
-        self._axis = axis
-        self._epsilon = epsilon
-        self._infos = infos
-        self._opset = opset
-        # A body computes some lengths more than once, so that a value may be in several places.
-        self._places: dict[ir.Value, list[ir.Value]] = {}
-
-    def outputs(self) -> list[tuple[ir.Value, ...]] | None:
-        """Return the graph's values for each output; None where nothing can be built."""
+def _follow_body(
+    inputs: Inputs, axis: int, epsilon: float, infos: Infos, opset: int, numbering: Numbering
+) -> tuple[frozenset[int], dict[str, tuple[ir.Value, ...]]]:
+    """Return the numbers of what the graph has of a body, and its values for each output."""
+    affine, stats = inputs[2] is not None, inputs[4] is not None
+    try:
+        node = parse(
+            "",
+            attribute_protos(axis, affine, epsilon, stats),
+            [None if value is None else infos[value] for value in inputs],
+            (True, affine, affine),
+        )
         placeholders = [
-            None if value is None else ir.Value(name=name)
-            for name, value in zip(spec.INPUT_NAMES, self._inputs, strict=True)
+            None if value is None else ir.Value(name=name) for name, value in zip(spec.INPUT_NAMES, inputs, strict=True)
         ]
         counter = itertools.count()
-        try:
-            body = build_body(self._parse(), placeholders, self._opset, lambda name: f"{name}.{next(counter)}")
-        except LnbpError:
-            return None
-        for placeholder, value in zip(placeholders, self._inputs, strict=True):
-            if placeholder is not None and value is not None:
-                self._places[placeholder] = [value]
-        for node in body.nodes:
-            self._place(node)
-        return [() if value is None else tuple(self._places.get(value, ())) for value in body.outputs]
-
-    def inner(self) -> tuple[ir.Value, ...]:
-        """Return the values of the graph that are the body's."""
-        return tuple(value for values in self._places.values() for value in values if value not in self._inputs)
-
-    def _parse(self) -> BackpropNode:
-        affine = self._inputs[2] is not None
-        attributes = attribute_protos(self._axis, affine, self._epsilon, self._inputs[4] is not None)
-        infos: list[TensorInfo | None] = [None if value is None else self._infos[value] for value in self._inputs]
-        return parse("", attributes, infos, (True, affine, affine))
-
-    def _place(self, node: ir.Node) -> None:
-        known = [self._places[value] for value in node.inputs if value in self._places]
-        placed = min(known, key=lambda values: sum(len(value.uses()) for value in values), default=[])
-        found = {
-            candidate.outputs[0]: None
-            for value in placed
-            for candidate in value.consumers()
-            if candidate.graph is self._graph and self._is_same_node(node, candidate)
-        }
-        if found:
-            self._places[node.outputs[0]] = list(found)
-
-    def _is_same_node(self, node: ir.Node, candidate: ir.Node) -> bool:
-        return (
-            node.op_type == candidate.op_type
-            and candidate.domain in ("", "ai.onnx")
-            and len(node.inputs) == len(candidate.inputs)
-            and _attributes(node) == _attributes(candidate)
-            and all(self._is_same(*pair) for pair in zip(node.inputs, candidate.inputs, strict=True))
-        )
-
-    def _is_same(self, value: ir.Value | None, candidate: ir.Value | None) -> bool:
-        if value is None or candidate is None:
-            return value is candidate
-        if value in self._places:
-            return candidate in self._places[value]
-        tensor, other = constant_tensor(value), constant_tensor(candidate)
-        if tensor is not None or other is not None:
-            return (
-                tensor is not None
-                and other is not None
-                and tensor.dtype == other.dtype
-                and tensor.shape == other.shape
-                and not isinstance(other, ir.ExternalTensor)
-                and tensor.tobytes() == other.tobytes()
-            )
-        node, candidate_node = value.producer(), candidate.producer()
-        return node is not None and candidate_node is not None and self._is_same_node(node, candidate_node)
-
-
-def _attributes(node: ir.Node) -> dict[str, object]:
-    values: dict[str, object] = {}
-    for name, attribute in node.attributes.items():
-        if attribute.is_ref():
-            values[name] = attribute
-        elif attribute.type == ir.AttributeType.TENSOR:
-            values[name] = attribute.as_tensor().tobytes()
-        else:
-            values[name] = tuple(attribute.value) if isinstance(attribute.value, list | tuple) else attribute.value
-    # Reading a model and writing it may add an attribute that has its default value.
-    if values.get("allowzero") == 0:
-        del values["allowzero"]
-    return values
+        body = build_body(node, placeholders, opset, lambda name: f"{name}.{next(counter)}")
+    except LnbpError:
+        return frozenset(), dict.fromkeys(spec.OUTPUT_NAMES, ())
+    numbers = {
+        placeholder: numbering.number(value)
+        for placeholder, value in zip(placeholders, inputs, strict=True)
+        if placeholder is not None and value is not None
+    }
+    numbering.follow(body.nodes, numbers)
+    return frozenset(numbers.values()), {
+        name: numbering.values(numbers[value]) if value is not None and value in numbers else ()
+        for name, value in zip(spec.OUTPUT_NAMES, body.outputs, strict=True)
+    }
 
 
 def _parts(rstd: ir.Node) -> Iterator[_Parts]:

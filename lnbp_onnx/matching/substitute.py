@@ -9,7 +9,8 @@ import onnx_ir as ir
 from onnx import AttributeProto
 
 from lnbp_onnx import spec
-from lnbp_onnx.matching.search import VIEWS, Gradient, Statistic
+from lnbp_onnx.matching.gradient import Gradient, Statistic
+from lnbp_onnx.matching.views import VIEWS
 from lnbp_onnx.node import BackpropNode, Dim, TensorInfo, attribute_protos, describe, parse
 
 # What computes a value that is equal to its first operand, where it is known to be equal to it at all.
@@ -113,7 +114,7 @@ class Substitution:
             node.metadata_props.update(origin_node.metadata_props)
         self._insert(nodes, last, position)
         self._replace(renewed)
-        remove_unused([*renewed, *gradient.inner])
+        remove_unused(renewed)
         return operator
 
     def _targets(self, gradient: Gradient, name: str, position: tuple[int, ...]) -> list[_Target]:
@@ -255,6 +256,8 @@ class Substitution:
         for old, new in renewed.items():
             self._infos[new] = self._infos[old]
             take_over(old, new)
+        if not any(old.is_graph_output() for old in renewed):
+            return
         for index, output in enumerate(self._graph.outputs):
             if output in renewed:
                 self._graph.outputs[index] = renewed[output]
@@ -299,6 +302,7 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
 def remove_unused(values: Iterable[ir.Value]) -> None:
     """Remove the nodes of values that nothing uses, and what only they used: nodes and initializers."""
     pending = list(values)
+    removed: dict[ir.Graph, list[ir.Node]] = {}
     while pending:
         value = pending.pop()
         if value.uses() or value.is_graph_output():
@@ -310,9 +314,13 @@ def remove_unused(values: Iterable[ir.Value]) -> None:
             continue
         if not isinstance(node.graph, ir.Graph) or any(each.uses() or each.is_graph_output() for each in node.outputs):
             continue
-        sources = [source for source in node.inputs if source is not None]
-        node.graph.remove(node, safe=True)
-        pending += sources
+        pending += [source for source in node.inputs if source is not None]
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+        removed.setdefault(node.graph, []).append(node)
+    # One removal for all of a graph, as each looks at all of the graph's outputs.
+    for graph, nodes in removed.items():
+        graph.remove(nodes)
 
 
 def _attributes(gradient: Gradient) -> dict[str, AttributeProto]:

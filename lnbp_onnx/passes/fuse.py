@@ -11,9 +11,10 @@ from lnbp_onnx.expand import check_version, import_default_domain, names_in, uni
 from lnbp_onnx.inference import subgraphs_of
 from lnbp_onnx.matching import ort_training
 from lnbp_onnx.matching.calls import typed_scopes
-from lnbp_onnx.matching.evaluate import Constants
+from lnbp_onnx.matching.gradient import Gradient, NearMiss
+from lnbp_onnx.matching.numbering import Numbering
 from lnbp_onnx.matching.rebuild import is_rstd, rebuilt
-from lnbp_onnx.matching.search import Gradient, NearMiss, Searcher
+from lnbp_onnx.matching.search import Searcher
 from lnbp_onnx.matching.substitute import Substitution
 from lnbp_onnx.node import TensorInfo
 from lnbp_onnx.operators import OPERATOR_ID, Scope, graphs_of
@@ -70,7 +71,7 @@ class FusePass(ir.passes.InPlacePass):
     Taken, in the main graph, in subgraphs to any depth and in model-local functions, whatever things are named:
 
     - what `DecomposePass` writes, for every configuration and opset: the body is written again for the inputs that
-      are read off the graph, and compared node by node. Where rows or columns are none, nothing of the operator is
+      are read off the graph, and looked up value by value. Where rows or columns are none, nothing of the operator is
       left in it and nothing is found. beta's shape, where it is not gamma's, is found only where it is read at run
       time; otherwise beta_delta stays as it is;
     - any other way to write the formula in Identity, Cast, Add, Sub, Mul, Div, Sum, Neg, Reciprocal, Sqrt, Pow with a
@@ -78,12 +79,13 @@ class FusePass(ir.passes.InPlacePass):
       JAX's, the textbook's, before and after simplifiers. The values that depend on x, dy, gamma and the statistics
       alone are computed as polynomials with rational coefficients and must equal the operator's definition exactly.
       The statistics may be given (as a variance with or without epsilon, as its root, or as one over the root) or
-      computed; input_delta or else gamma_delta has to be there;
+      computed; input_delta or else gamma_delta has to be there. An epsilon that the operator cannot have (in double
+      one that is no float32 number, or none) stays in the graph, and the operator is given its sum with the variance;
     - ``com.microsoft::LayerNormalizationGrad`` and ``InvertibleLayerNormalizationGrad``;
     - the function that `EmbedPass` writes goes; the nodes that call it are the operator already.
 
     Refused, as a near miss with its reason: a formula that differs in a term (another axis, N, epsilon, operand, sign);
-    an epsilon that is no float32 number; shapes that are not known to be equal; what the specification refuses; a
+    shapes that are not known to be equal; what the specification refuses; a
     computation in double of float tensors. One over the root that is no output of a LayerNormalization, of a root or
     an input of the graph may be negative and is not taken for one.
 
@@ -147,27 +149,29 @@ class _Fuser:
         opset = self._scope.opset_imports.get("")
         if opset is None:
             return
+        numbering = Numbering(graph)
+        settled: set[int] = set()
         for node in [node for node in graph if is_rstd(node)]:
             while node.graph is not None:
-                gradient = rebuilt(node, self._infos, opset)
+                gradient = rebuilt(node, self._infos, opset, numbering)
                 if gradient is None or self._substitute(substitution, gradient, place, "decomposed") is not None:
                     break
-        searcher = Searcher(graph, Constants(self._infos))
-        settled: set[ir.Value] = set()
-        for node, matrix, column in list(searcher.anchors()):
-            while node.graph is not None:
-                found = searcher.find(node, matrix, column)
-                # A gradient holds more than one difference; what stopped the first is worth telling.
-                is_first = node.outputs[0] not in settled
-                if found is not None:
-                    settled.update(found.region)
-                if isinstance(found, NearMiss) and is_first:
-                    self._miss(place, node, found.reason)
-                if not isinstance(found, Gradient):
+                settled |= gradient.region
+        searcher = Searcher(graph, self._infos, numbering)
+        for anchor in searcher.anchors():
+            while (start := numbering.node(anchor)) is not None:
+                found = searcher.find(start)
+                if found is None:
                     break
-                reason = self._substitute(substitution, found, place, "formula")
+                # A gradient holds more than one difference; what stopped the first is worth telling.
+                is_first = anchor not in settled
+                settled |= found.region
+                if isinstance(found, NearMiss):
+                    reason: str | None = found.reason
+                else:
+                    reason = self._substitute(substitution, found, place, "formula")
                 if reason and is_first:
-                    self._miss(place, node, reason)
+                    self._miss(place, start, reason)
                 if reason is not None:
                     break
 

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Telling a person why what looks like a layer-norm gradient is none."""
+
+import onnx_ir as ir
+
+from lnbp_onnx.matching.algebra import Leaf, Monomial, Sum
+from lnbp_onnx.matching.definition import TERMS, Definition
+from lnbp_onnx.matching.evaluate import Evaluation
+from lnbp_onnx.matching.frame import Frame
+from lnbp_onnx.matching.numbering import Numbering
+
+
+def explain(
+    evaluation: Evaluation, definition: Definition, frame: Frame, numbering: Numbering
+) -> list[tuple[int, str]]:
+    """Return what stops values that are not far from input_delta, each with how near it is; none where nothing is."""
+    row_sum = find_row_sum(evaluation, frame)
+    if row_sum is None:
+        return []
+    reasons = [
+        (
+            0,
+            f"{_name(numbering.node(row_sum))!r} sums products of input and gradient over each row, but nothing equal "
+            "to input_delta follows",
+        )
+    ]
+    for number, tensor in evaluation.tensors():
+        if not any(_is_row_sum(monomial, frame) and "x" in _leaves(monomial) for monomial in tensor.element):
+            continue
+        wrong = [
+            name
+            for name, term in zip(TERMS, definition.terms, strict=True)
+            if any(tensor.element.get(monomial) != coefficient for monomial, coefficient in term.items())
+        ]
+        if len(wrong) == len(TERMS):
+            continue
+        found = "it differs in " + " and ".join(wrong) if wrong else "it has other terms beside it"
+        reasons.append((4 - len(wrong), f"{_name(numbering.node(number))!r} is not input_delta: {found}"))
+    return reasons
+
+
+def find_row_sum(evaluation: Evaluation, frame: Frame) -> int | None:
+    """Return a value with the sum of products of x and dy over each row, which input_delta needs and others do not."""
+    for number, tensor in evaluation.tensors():
+        if any(_is_row_sum(monomial, frame) for monomial in tensor.element):
+            return number
+    return None
+
+
+def _name(node: ir.Node | None) -> str:
+    return "" if node is None else node.outputs[0].name or ""
+
+
+def _is_row_sum(monomial: Monomial, frame: Frame) -> bool:
+    return any(
+        isinstance(each, Sum) and not each.symbols & set(frame.lead) and {"x", "dy"} <= _leaves(each.monomial)
+        for each, _ in monomial
+    )
+
+
+def _leaves(monomial: Monomial) -> set[str]:
+    return {each.name for each, _ in monomial if isinstance(each, Leaf)}
