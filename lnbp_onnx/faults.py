@@ -14,11 +14,10 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 def fault_of(model: ModelProto) -> str | None:
     """Return what is wrong with a model, as a part of a sentence, or None where nothing is found."""
+    text = text_fault_of(model)
+    if text is not None:
+        return text
     for message in _messages(model):
-        for field, value in message.ListFields():
-            # protobuf gives text as bytes where it is not UTF-8, and does not write it again.
-            if field.type == field.TYPE_STRING and any(isinstance(text, bytes) for text in _items(value)):
-                return f"it holds text that is not UTF-8, as {field.name} of a {message.DESCRIPTOR.name}: {value!r}"
         if isinstance(message, TensorProto) and message.data_location != TensorProto.EXTERNAL:
             try:
                 numpy_helper.to_array(message)
@@ -28,6 +27,19 @@ def fault_of(model: ModelProto) -> str | None:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # onnx has two exceptions of its own, and lets others through
         return f"onnx refuses it: {error}"
+    return None
+
+
+def text_fault_of(model: ModelProto) -> str | None:
+    """Return which text of a model is not UTF-8: protobuf gives such text as bytes, and does not write it again."""
+    for message in _messages(model):
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_STRING:
+                for text in _items(value):
+                    if isinstance(text, bytes):
+                        return (
+                            f"it holds text that is not UTF-8, as {field.name} of a {message.DESCRIPTOR.name}: {text!r}"
+                        )
     return None
 
 

@@ -99,13 +99,13 @@ def _is_valid(model: onnx.ModelProto) -> bool:
     """Return whether onnx takes the model, and knows all of its operators."""
     try:
         onnx.checker.check_model(model, full_check=True)
+        functions = {(function.domain, function.name) for function in model.functions}
+        return all(
+            (node.domain, node.op_type) in functions or onnx.defs.has(node.op_type, node.domain)
+            for node in model_nodes(model)
+        )
     except Exception:
         return False
-    functions = {(function.domain, function.name) for function in model.functions}
-    return all(
-        (node.domain, node.op_type) in functions or onnx.defs.has(node.op_type, node.domain)
-        for node in model_nodes(model)
-    )
 
 
 def _check_sentence(message: str) -> None:

@@ -2,6 +2,7 @@
 """Models with a fault: what the fuzzer of the graphs found, and that nothing else is blamed on a model."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
@@ -12,6 +13,7 @@ from onnx import helper
 
 import lnbp_onnx
 from lnbp_onnx.edit import apply
+from lnbp_onnx.model_io import load_model
 from lnbp_onnx.runners import PlainRunner
 
 CASE = Case("fault", (4, 6))
@@ -66,6 +68,13 @@ def test_the_fault_is_named(
 ) -> None:
     with pytest.raises(lnbp_onnx.InvalidModelError, match=message):
         rewrite(make())
+
+
+def test_a_file_with_text_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(with_text_that_is_not_utf8().SerializeToString())
+    with pytest.raises(lnbp_onnx.InvalidModelError, match="text that is not UTF-8"):
+        load_model(path)
 
 
 def test_a_sound_model_is_not_blamed() -> None:

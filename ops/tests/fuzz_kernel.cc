@@ -117,8 +117,8 @@ void PoisonOne(Random& random, const Problem& problem, Data& data) {
 }
 
 // What gamma_delta is off by where every xhat is rounded the same way, as a
-// number of size 1 is: a 50th of what the tolerance takes as its unit. It counts
-// where xhat is small, or output_delta of one sign.
+// number of size 1 is: a 50th of what the tolerance takes as its unit. It
+// counts where xhat is small, or output_delta of one sign.
 long double RoundingOfXhat(const Expected& expected) {
   long double most = expected.beta_delta_scale;
   for (const long double sum : expected.beta_delta) {

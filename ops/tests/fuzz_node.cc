@@ -148,9 +148,8 @@ Dims DrawShape(Random& random, const Case& each, std::size_t input) {
       if (random.OneIn(4)) dim = 1;
     }
     if (random.OneIn(4)) {
-      dims.erase(dims.begin(),
-                 dims.begin() + static_cast<std::ptrdiff_t>(
-                                    random.UpTo(dims.size())));
+      dims.erase(dims.begin(), dims.begin() + static_cast<std::ptrdiff_t>(
+                                                  random.UpTo(dims.size())));
     }
     if (random.OneIn(4)) {
       dims = {static_cast<std::int64_t>(Product(each.Norm()))};
@@ -286,8 +285,7 @@ std::size_t ElementOf(const Dims& dims, const Dims& norm, std::size_t column) {
   std::size_t element = 0;
   std::size_t stride = 1;
   for (std::size_t i = 0; i < dims.size(); ++i) {
-    const auto length =
-        static_cast<std::size_t>(norm[norm.size() - 1 - i]);
+    const auto length = static_cast<std::size_t>(norm[norm.size() - 1 - i]);
     const std::int64_t dim = dims[dims.size() - 1 - i];
     if (dim != 1) element += column % length * stride;
     stride *= static_cast<std::size_t>(dim);
@@ -300,9 +298,9 @@ std::size_t ElementOf(const Dims& dims, const Dims& norm, std::size_t column) {
 void CheckSums(const Case& each, const Reals& terms, std::size_t output,
                const OrtValue& actual, ElementType type) {
   const bool is_gamma = output == spec::kGammaDelta;
-  const Dims& dims = each.shapes[is_gamma || !each.Uses(spec::kBeta)
-                                     ? spec::kGamma
-                                     : spec::kBeta];
+  const Dims& dims =
+      each.shapes[is_gamma || !each.Uses(spec::kBeta) ? spec::kGamma
+                                                      : spec::kBeta];
   CHECK(actual.dims == dims);
   const Dims norm = each.Norm();
   const std::size_t columns = Product(norm);
@@ -367,8 +365,8 @@ void CheckOutputs(const Case& each, const std::vector<Buffer>& operands,
     CheckSums(each, delta, spec::kBetaDelta, context.outputs[spec::kBetaDelta],
               parameter_type);
   }
-  if (each.use_stats && (type == ElementType::kFloat ||
-                         type == ElementType::kDouble)) {
+  if (each.use_stats &&
+      (type == ElementType::kFloat || type == ElementType::kDouble)) {
     CheckInputDelta(each, operands, context.outputs[spec::kInputDelta], type);
   }
 }
@@ -415,8 +413,7 @@ void RunCase(unsigned seed) {
   context.outputs.resize(spec::kNumOutputs);
 
   void* kernel = nullptr;
-  std::string message =
-      Take(op.CreateKernelV2(&op, &api, &each.info, &kernel));
+  std::string message = Take(op.CreateKernelV2(&op, &api, &each.info, &kernel));
   CHECK((kernel == nullptr) == !message.empty());
   if (kernel != nullptr) {
     message = Take(op.KernelComputeV2(kernel, &context));
