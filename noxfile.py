@@ -120,7 +120,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """The source distribution, the wheel that is built from it, and the smoke tests where no compiler can be reached."""
+    """The source distribution, the wheel built from it, and the smoke tests where no compiler can be reached."""
     session.install("build")
     folder = Path(session.create_tmp()).resolve()
     shutil.rmtree(folder / "dist", ignore_errors=True)
@@ -142,7 +142,8 @@ def _check_contents(session: nox.Session, source: Path, built: Path) -> None:
     missing = [each for each in needed if not any(re.fullmatch(each, name) for name in in_wheel)]
     if "-py3-none-" not in built.name or stray or missing:
         session.error(f"{built.name} holds {stray} and lacks {missing}")
-    in_source = {name.partition("/")[2] for name in tarfile.open(source).getnames()}
+    with tarfile.open(source) as archive:
+        in_source = {name.partition("/")[2] for name in archive.getnames()}
     needed = ["LICENSE", "README.md", "pyproject.toml", "lnbp_onnx/spec.py", "ops/src/kernel.cc", "tests/smoke.py"]
     stray = [name for name in in_source if re.search(r"(^|/)(\.nox|\.venv|build|__pycache__)(/|$)|\.so$", name)]
     missing = [name for name in needed if name not in in_source]

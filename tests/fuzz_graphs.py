@@ -3,7 +3,8 @@
 
 Damaged models go through `decompose`, `fuse`, `embed` and the command line. Allowed are a model that onnx's checker
 takes, where it took the one that went in, and an `LnbpError`: one sentence, exit code 2. Where ONNX Runtime runs the
-model, what comes out of a rewriting must compute the same. Each failing model is saved; ``--replay FILE`` runs it again.
+model, what comes out of a rewriting must compute the same. Each failing model is saved; ``--replay FILE`` runs it
+again.
 """
 
 import argparse

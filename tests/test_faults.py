@@ -101,10 +101,8 @@ def test_both_names_of_the_default_domain(opset: int, through_onnx_ir: bool) -> 
     """Imported as ai.onnx, it was not seen, and imported in another version."""
     model = CASE.model(opset)
     model.opset_import[0].domain = "ai.onnx"
-    if through_onnx_ir:
-        result = ir.to_proto(lnbp_onnx.decompose(ir.from_proto(model)))
-    else:
-        result = lnbp_onnx.decompose(model)
+    ways = lnbp_onnx.decompose, lambda proto: ir.to_proto(lnbp_onnx.decompose(ir.from_proto(proto)))
+    result = ways[through_onnx_ir](model)
     assert [opset_id.version for opset_id in result.opset_import] == [opset]
     onnx.checker.check_model(result, full_check=True)
     CASE.check(PlainRunner(result).run(CASE.arrays()))
