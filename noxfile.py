@@ -21,6 +21,7 @@ nox.options.sessions = [
     "torch",
     "runtimes(1.17)",
     "runtimes(newest)",
+    "wheel",
     "fuzz",
 ]
 nox.options.error_on_external_run = True
@@ -129,9 +130,10 @@ def wheel(session: nox.Session) -> None:
     (built,) = (folder / "dist").glob("*.whl")
     _check_contents(session, source, built)
     session.run("python", "-m", "venv", "--clear", str(folder / "venv"))
-    commands = str(folder / "venv" / "bin")
-    session.run(f"{commands}/pip", "install", "-q", "--only-binary", ":all:", f"{built}[dev]", env={"PATH": commands})
-    session.run(f"{commands}/pytest", "-q", "-n", "2", "tests/smoke.py", env={"PATH": commands})
+    commands = folder / "venv" / "bin"
+    packages = ["-q", "--only-binary", ":all:", f"{built}[dev]"]
+    session.run(str(commands / "pip"), "install", *packages, env={"PATH": str(commands)}, external=True)
+    session.run(str(commands / "pytest"), "-q", "-n", "2", "tests/smoke.py", external=True)
 
 
 def _check_contents(session: nox.Session, source: Path, built: Path) -> None:

@@ -313,8 +313,8 @@ void CheckSums(const Case& each, const Reals& terms, std::size_t output,
     const T* values = static_cast<const T*>(actual.data);
     for (std::size_t i = 0; i < expected.size(); ++i) {
       const T wanted = FromCompute<T>(static_cast<ComputeType<T>>(expected[i]));
-      CHECK(std::memcmp(&values[i], &wanted, sizeof(T)) == 0 ||
-            expected[i] == 0);  // of either sign
+      using C = ComputeType<T>;
+      CHECK(ToCompute<C>(values[i]) == ToCompute<C>(wanted));
     }
   });
 }
