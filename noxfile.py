@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What CI runs beside the tests, each also by itself: ``nox -s NAME``; ``nox -l`` lists them."""
 
+import configparser
+import re
 import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
 import nox
@@ -18,6 +22,8 @@ nox.options.sessions = [
     "examples",
     "runtimes(1.17)",
     "runtimes(newest)",
+    "wheel",
+    "fuzz",
 ]
 nox.options.error_on_external_run = True
 
@@ -112,6 +118,93 @@ def examples(session: nox.Session) -> None:
         session.warn("node and npm are not installed: the test of onnxruntime-web is skipped")
     tests = ["tests/test_examples.py", "tests/test_gpt_examples.py"]
     session.run("pytest", "-q", *tests, env={"NODE_PATH": str(folder / "node_modules")})
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Each fuzzer for a minute, or for as many seconds as asked: ``nox -s fuzz -- 3600``."""
+    seconds = session.posargs[0] if session.posargs else "60"
+    session.install("cmake", "ninja", ".[dev]")
+    build = session.create_tmp()
+    options = ["-DLNBP_BUILD_TESTS=ON", "-DLNBP_SANITIZE=address;undefined", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
+    session.run("cmake", "-S", "ops", "-B", build, "-G", "Ninja", *options)
+    session.run("cmake", "--build", build, "--target", "fuzz_kernel", "fuzz_node")
+    for name in ("fuzz_kernel", "fuzz_node"):
+        session.run(str(Path(build) / "tests" / name), seconds, external=True)
+    session.run("python", "tests/fuzz_graphs.py", "--seconds", seconds)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """The source distribution, the wheel built from it, and the smoke tests where no compiler can be reached."""
+    session.install("build")
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder / "dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(folder / "dist"))
+    (source,) = (folder / "dist").glob("*.tar.gz")
+    (built,) = (folder / "dist").glob("*.whl")
+    _check_contents(session, source, built)
+    session.run("python", "-m", "venv", "--clear", str(folder / "venv"))
+    commands = folder / "venv" / "bin"
+    packages = ["-q", "--only-binary", ":all:", f"{built}[dev]"]
+    session.run(str(commands / "pip"), "install", *packages, env={"PATH": str(commands)}, external=True)
+    session.run(str(commands / "pytest"), "-q", "-n", "2", "tests/smoke.py", external=True)
+
+
+def _check_contents(session: nox.Session, source: Path, built: Path) -> None:
+    """Hold the wheel to the package and its library, the source distribution to what builds and tests it."""
+    in_wheel = zipfile.ZipFile(built).namelist()
+    needed = [r"lnbp_onnx/lib/[^/]*lnbp_onnx_ops\.\w+", r"lnbp_onnx/py\.typed", r".*\.dist-info/licenses/LICENSE"]
+    stray = [name for name in in_wheel if not re.match(r"lnbp_onnx(/|-[^/]*\.dist-info/)", name)]
+    missing = [each for each in needed if not any(re.fullmatch(each, name) for name in in_wheel)]
+    if "-py3-none-" not in built.name or stray or missing:
+        session.error(f"{built.name} holds {stray} and lacks {missing}")
+    with tarfile.open(source) as archive:
+        in_source = {name.partition("/")[2] for name in archive.getnames()}
+    needed = ["LICENSE", "README.md", "pyproject.toml", "lnbp_onnx/spec.py", "ops/src/kernel.cc", "tests/smoke.py"]
+    stray = [name for name in in_source if re.search(r"(^|/)(\.nox|\.venv|build|__pycache__)(/|$)|\.so$", name)]
+    missing = [name for name in needed if name not in in_source]
+    if stray or missing:
+        session.error(f"{source.name} holds {stray} and lacks {missing}")
+
+
+# The tests that a module's mutants are run against.
+MUTATED = {
+    "body": ["tests/test_conformance.py", "tests/test_decompose.py"],
+    "inference": ["tests/test_decompose.py"],
+    "node": ["tests/test_node.py", "tests/test_bad_inputs.py", "tests/test_schema.py"],
+    "reference": ["tests/test_reference.py"],
+    "spec": ["tests/test_node.py", "tests/test_schema.py"],
+}
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Which changes of a module no test notices: ``nox -s mutation -- reference``; by default node."""
+    module = session.posargs[0] if session.posargs else "node"
+    session.install("mutmut>=3.8", ".[dev]")
+    # mutmut works on a folder with the package in it, the library included.
+    folder = Path(session.create_tmp()) / module
+    shutil.rmtree(folder, ignore_errors=True)
+    program = "import lnbp_onnx; print(lnbp_onnx.__path__[0])"
+    installed = session.run("python", "-P", "-c", program, silent=True) or ""
+    shutil.copytree(installed.strip(), folder / "lnbp_onnx")
+    shutil.copytree("tests", folder / "tests")
+    shutil.copy("pyproject.toml", folder)
+    settings = {
+        "source_paths": "lnbp_onnx",
+        "only_mutate": f"lnbp_onnx/{module}.py",
+        "also_copy": "lnbp_onnx/lib",
+        "pytest_add_cli_args": "-n\n0\n-k\nnot kernel",
+        "pytest_add_cli_args_test_selection": "\n".join(MUTATED[module]),
+    }
+    config = configparser.ConfigParser()
+    config["mutmut"] = settings
+    with (folder / "setup.cfg").open("w") as file:
+        config.write(file)
+    session.chdir(folder)
+    session.run("mutmut", "run")
+    session.run("mutmut", "results")
 
 
 @nox.session

@@ -16,7 +16,8 @@ import onnx
 import onnx_ir as ir
 
 from lnbp_onnx import spec
-from lnbp_onnx.errors import InvalidModelError
+from lnbp_onnx.errors import InvalidModelError, LnbpError
+from lnbp_onnx.faults import fault_of
 from lnbp_onnx.inference import subgraphs_of
 from lnbp_onnx.protos import graph_nodes
 
@@ -37,6 +38,7 @@ def apply(rewriting: ir.passes.InPlacePass, model: AnyModel) -> AnyModel:
     """
     if isinstance(model, ir.Model):
         clone: AnyModel = model.clone()
+        _name_default_domain(clone)
         with _collection_paused():
             rewriting(clone)
         return clone
@@ -63,8 +65,22 @@ def apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) -> 
                     f"The model's training_info holds nodes of domain {spec.DOMAIN!r}, which are not rewritten there "
                     "(move them to the graph, or remove training_info)."
                 )
-    with _collection_paused():
+    with _collection_paused(), _blamed_on_model(proto):
         return _apply_in_place(rewriting, proto)
+
+
+@contextlib.contextmanager
+def _blamed_on_model(proto: onnx.ModelProto) -> Iterator[None]:
+    """Turn any error that is not meant for the user into one that says what is wrong with the model, if anything is."""
+    try:
+        yield
+    except LnbpError:
+        raise
+    except Exception as error:
+        fault = fault_of(proto)
+        if fault is None:
+            raise
+        raise InvalidModelError(f"The model cannot be rewritten: {fault}.") from error
 
 
 @contextlib.contextmanager
@@ -87,6 +103,7 @@ def _apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) ->
         while reason.__cause__ is not None:
             reason = reason.__cause__
         raise InvalidModelError(f"The model cannot be read: {reason}.") from error
+    _name_default_domain(model)
     origins: dict[ir.Node, onnx.NodeProto] = {}
     _pair(model.graph, proto.graph, origins)
     functions = dict(zip(model.functions.values(), proto.functions, strict=True))
@@ -132,11 +149,11 @@ def _subgraph_pairs(node: ir.Node, proto: onnx.NodeProto) -> Iterator[tuple[ir.G
     attributes = {attribute.name: attribute for attribute in proto.attribute}
     for name, subgraphs in subgraphs_of(node):
         attribute = attributes[name]
-        yield from zip(subgraphs, attribute.graphs or [attribute.g], strict=True)
+        is_list = attribute.type == onnx.AttributeProto.GRAPHS
+        yield from zip(subgraphs, attribute.graphs if is_list else [attribute.g], strict=True)
 
 
 def _write_imports(opset_imports: dict[str, int], proto: onnx.ModelProto | onnx.FunctionProto) -> None:
-    # The default domain has two names.
     kept = [opset for opset in proto.opset_import if _canonical(opset.domain) in opset_imports]
     for opset in kept:
         opset.version = opset_imports[_canonical(opset.domain)]
@@ -145,6 +162,14 @@ def _write_imports(opset_imports: dict[str, int], proto: onnx.ModelProto | onnx.
     result = type(proto)(opset_import=[*kept, *added])
     proto.ClearField("opset_import")
     proto.MergeFrom(result)
+
+
+def _name_default_domain(model: ir.Model) -> None:
+    """Import the default domain under one of its two names, as ``onnx_ir`` does with those of nodes."""
+    for opset_imports in (model.opset_imports, *(each.opset_imports for each in model.functions.values())):
+        if "ai.onnx" in opset_imports:
+            version = opset_imports.pop("ai.onnx")
+            opset_imports.setdefault("", version)
 
 
 def _canonical(domain: str) -> str:

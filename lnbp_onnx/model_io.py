@@ -18,6 +18,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensor
 from onnx.serialization import registry
 
 from lnbp_onnx.errors import InvalidModelError
+from lnbp_onnx.faults import text_fault_of
 
 DEFAULT_SIZE_THRESHOLD = 1024
 """The size in bytes from which a tensor is external data by default."""
@@ -45,6 +46,9 @@ def load_model(path: Path) -> ModelProto:
         raise InvalidModelError(f"{path}: is not an ONNX model ({error}).") from error
     if not model.HasField("graph"):
         raise InvalidModelError(f"{path}: is not an ONNX model (it holds no graph).")
+    text_fault = text_fault_of(model)
+    if text_fault is not None:
+        raise InvalidModelError(f"{path}: is not an ONNX model ({text_fault}).")
     for tensor in _external_tensors(model):
         _data_file(tensor, path)
         _check_range(tensor, path)

@@ -126,3 +126,37 @@ def test_integers_are_exact_beyond_what_float_holds() -> None:
     _, _, dbeta = lnbp_onnx.layer_norm_backprop(x, dy, np.ones(1, np.int64), mean=ones, variance=ones)
     assert dbeta is not None
     assert dbeta[0] == big - 1
+
+
+def test_defaults() -> None:
+    """Those of the specification: the last axis, affine, 1e-5, given statistics."""
+    arrays = Case("defaults", (3, 4, 6), mean=1.0).arrays()
+    found = lnbp_onnx.layer_norm_backprop(*arrays.values())
+    spelled = lnbp_onnx.layer_norm_backprop(**arrays, begin_norm_axis=2, use_affine=True, epsilon=1e-5, use_stats=True)
+    for result, other in zip(found, spelled, strict=True):
+        np.testing.assert_array_equal(result, other)
+
+
+def test_what_the_attributes_make_unused_is_ignored() -> None:
+    case = Case("unused", (3, 6), affine=False, stats=False)
+    wrong = np.full(5, np.nan, np.float32)
+    dx, dgamma, dbeta = lnbp_onnx.layer_norm_backprop(
+        **case.arrays(), gamma=wrong, beta=wrong, mean=wrong, variance=wrong, use_affine=False, use_stats=False
+    )
+    case.check({"input_delta": dx})
+    assert dgamma is dbeta is None
+
+
+def test_beta_of_another_shape_than_gamma() -> None:
+    case = Case("beta", (6, 3, 4, 5), axis=1, gamma_shape=(60,), beta_shape=(4, 1))
+    results = lnbp_onnx.layer_norm_backprop(**case.arrays(), begin_norm_axis=1)
+    case.check(dict(zip(OUTPUTS, results, strict=True)))
+
+
+def test_shapes_are_checked() -> None:
+    arrays = Case("shapes", (3, 4)).arrays()
+    arrays["output_delta"] = arrays["output_delta"].reshape(4, 3)
+    with pytest.raises(
+        lnbp_onnx.InvalidNodeError, match=r"^LayerNormBackprop: input 'output_delta' has shape \[4, 3\]"
+    ):
+        lnbp_onnx.layer_norm_backprop(**arrays)

@@ -8,91 +8,12 @@
 #include <vector>
 
 #include "check.h"
+#include "check_outputs.h"
 #include "problem.h"
 #include "test_thread_pool.h"
 
 namespace lnbp::test {
 namespace {
-
-constexpr ElementType kAllTypes[] = {
-    ElementType::kFloat,    ElementType::kDouble, ElementType::kFloat16,
-    ElementType::kBfloat16, ElementType::kUint8,  ElementType::kUint16,
-    ElementType::kUint32,   ElementType::kUint64, ElementType::kInt8,
-    ElementType::kInt16,    ElementType::kInt32,  ElementType::kInt64};
-
-// The largest error that rounding to `type` makes, relative to the number.
-long double RoundingError(ElementType type) {
-  switch (type) {
-    case ElementType::kFloat16:
-      return 0x1p-11L;
-    case ElementType::kBfloat16:
-      return 0x1p-8L;
-    case ElementType::kFloat:
-      return 0x1p-24L;
-    default:
-      return 0x1p-53L;
-  }
-}
-
-// `compute_error` is relative to `scale`.
-void CheckClose(const Buffer& actual, ElementType type, const Reals& expected,
-                long double scale, long double compute_error,
-                const std::string& context) {
-  CHECK_IN(actual.IsGuardIntact(), context);
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    const long double value = actual.Get(i);
-    if (IsInteger(type)) {
-      // What an unsigned type cannot hold is undefined.
-      const bool is_unsigned =
-          type == ElementType::kUint8 || type == ElementType::kUint16 ||
-          type == ElementType::kUint32 || type == ElementType::kUint64;
-      const long double most = type == ElementType::kInt8    ? 127
-                               : type == ElementType::kUint8 ? 255
-                                                             : 32767;
-      if (std::abs(expected[i]) > most || (is_unsigned && expected[i] < 0)) {
-        continue;
-      }
-      const long double slack = compute_error * scale;
-      CHECK_IN(value >= std::trunc(expected[i] - slack) &&
-                   value <= std::trunc(expected[i] + slack),
-               context);
-    } else {
-      const long double allowed =
-          compute_error * scale + RoundingError(type) * std::abs(expected[i]) +
-          (type == ElementType::kFloat16 ? 0x1p-25L : 0);
-      CHECK_IN(std::abs(value - expected[i]) <= allowed,
-               context + std::to_string(i) + ": " + std::to_string(value) +
-                   " for " + std::to_string(expected[i]));
-    }
-  }
-}
-
-void CheckOutputs(const Problem& problem, const Data& data,
-                  const Expected& expected) {
-  TestThreadPool pool(3);
-  const Outputs outputs = RunKernel(problem, data, pool);
-  const std::string context = problem.Describe();
-  const bool is_double = ComputesInDouble(problem.type);
-  const long double input_error = is_double ? 1e-14L : 2e-6L;
-  const long double parameter_error = is_double ? 1e-13L : 3e-6L;
-  CHECK_IN(outputs.result == KernelResult::kOk, context);
-  CheckClose(outputs.input_delta, problem.type, expected.input_delta,
-             expected.input_delta_scale, input_error, context + "input_delta ");
-  if (problem.wants_gamma_delta) {
-    CheckClose(outputs.gamma_delta, problem.parameter_type,
-               expected.gamma_delta, expected.gamma_delta_scale,
-               parameter_error, context + "gamma_delta ");
-  } else {
-    CHECK_IN(outputs.gamma_delta.IsUntouched(), context);
-  }
-  if (problem.wants_beta_delta) {
-    CheckClose(outputs.beta_delta, problem.parameter_type, expected.beta_delta,
-               expected.beta_delta_scale, parameter_error,
-               context + "beta_delta ");
-  } else {
-    CHECK_IN(outputs.beta_delta.IsUntouched(), context);
-  }
-}
 
 // On every path.
 void CheckProblem(Problem problem) {

@@ -50,7 +50,10 @@ struct Problem {
   bool wants_beta_delta = true;
   bool in_place = false;
   std::size_t misalignment = 0;  // in elements, of every buffer
-  double mean = 0;               // of input_forward
+  double mean = 0;               // of input_forward, before it is scaled
+  double input_scale = 1;        // of input_forward; not of integers
+  double delta_scale = 1;        // of output_delta; not of integers
+  bool is_constant = false;      // every row of input_forward
   float epsilon = 1e-5f;
   Isa isa = BestIsa();
   std::size_t cache_bytes = LastLevelCacheBytes();
@@ -65,7 +68,11 @@ struct Problem {
            number(use_affine) + "stats " + number(use_stats) + "wants " +
            number(wants_gamma_delta) + number(wants_beta_delta) + "in place " +
            number(in_place) + "misalignment " + number(misalignment) + "isa " +
-           number(isa);
+           number(isa) + "cache " + number(cache_bytes) + "constant " +
+           number(is_constant) + "mean " + std::to_string(mean) + " scales " +
+           std::to_string(std::log10(input_scale)) + " " +
+           std::to_string(std::log10(delta_scale)) + " epsilon " +
+           std::to_string(epsilon) + " ";
   }
 };
 
@@ -196,18 +203,21 @@ class Data {
     std::mt19937 random(seed);
     std::normal_distribution<double> normal;
     const auto fill = [&](Buffer& buffer, ElementType type,
-                          double integer_range, double offset) {
+                          double integer_range, double offset, double scale,
+                          std::size_t repeats) {
+      double value = 0;
       for (std::size_t i = 0; i < buffer.size(); ++i) {
-        const double value = normal(random);
+        if (i % repeats == 0) value = normal(random);
         buffer.Set(
             i, IsInteger(type)
                    ? std::floor(std::min(std::abs(value), 2.0) * integer_range)
-                   : value + offset);
+                   : (value + offset) * scale);
       }
     };
-    fill(input_forward, problem.type, 10, problem.mean);
-    fill(output_delta, problem.type, 3, 0);
-    fill(gamma, problem.parameter_type, 3, 1);
+    fill(input_forward, problem.type, 10, problem.mean, problem.input_scale,
+         problem.is_constant ? problem.norm_size : 1);
+    fill(output_delta, problem.type, 3, 0, problem.delta_scale, 1);
+    fill(gamma, problem.parameter_type, 3, 1, 1, 1);
     for (std::size_t row = 0; row < problem.num_rows; ++row) {
       long double sum = 0;
       long double squares = 0;
@@ -245,6 +255,10 @@ class Data {
       if (!problem_.use_stats) {
         m = v = 0;
         for (std::size_t i = 0; i < columns; ++i) m += X(row, i) / n;
+        // What the sum lost, which is all there is of a constant row.
+        long double rest = 0;
+        for (std::size_t i = 0; i < columns; ++i) rest += (X(row, i) - m) / n;
+        m += rest;
         for (std::size_t i = 0; i < columns; ++i) {
           v += (X(row, i) - m) * (X(row, i) - m) / n;
         }

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The kernel on random problems, on every path, against the definition.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "check_outputs.h"
+#include "fuzz.h"
+#include "problem.h"
+#include "test_thread_pool.h"
+
+namespace lnbp::test {
+namespace {
+
+void DrawSizes(Random& random, Problem& problem) {
+  switch (random.UpTo(3)) {
+    case 0:
+      problem.num_rows = random.UpTo(5);
+      problem.norm_size = random.UpTo(5);
+      break;
+    case 1:
+      problem.num_rows = random.UpTo(200);
+      problem.norm_size = random.UpTo(300);
+      break;
+    case 2:  // long rows
+      problem.num_rows = random.UpTo(20);
+      problem.norm_size = random.UpTo(20000);
+      break;
+    default:  // many rows
+      problem.num_rows = random.UpTo(5000);
+      problem.norm_size = random.UpTo(40);
+  }
+  std::vector<Layout> layouts = {Layout::kIdentity, Layout::kScalar};
+  if (problem.norm_size % 2 == 0) {
+    layouts.push_back(Layout::kAlongFirst);
+    layouts.push_back(Layout::kAlongLast);
+  }
+  problem.layout = random.OneOf(layouts);
+}
+
+// Such that neither squares nor sums leave the range of the types.
+void DrawScales(Random& random, Problem& problem) {
+  int least = -25;
+  int most = 15;
+  if (problem.type == ElementType::kFloat16) {
+    least = -3;
+    most = 0;
+  } else if (problem.type == ElementType::kDouble &&
+             problem.parameter_type == ElementType::kDouble &&
+             problem.statistics_type == ElementType::kDouble) {
+    least = -100;
+    most = 100;
+  }
+  if (random.OneIn(2)) {
+    problem.input_scale = std::pow(10, random.Between(least, most));
+  }
+  if (random.OneIn(2)) {
+    problem.delta_scale = std::pow(10, random.Between(least, most));
+  }
+  // Half types have few numbers near 1e4: what is not the mean is far from it.
+  const bool is_half = problem.type == ElementType::kFloat16 ||
+                       problem.type == ElementType::kBfloat16;
+  problem.mean = random.OneOf<double>({0, 0, 1, -100, is_half ? 10 : 1e4});
+  problem.is_constant = random.OneIn(10);
+}
+
+Problem DrawProblem(Random& random) {
+  const std::vector<ElementType> types(std::begin(kAllTypes),
+                                       std::end(kAllTypes));
+  Problem problem;
+  problem.type = random.OneOf(types);
+  problem.parameter_type =
+      random.OneOf<ElementType>({problem.type, ElementType::kFloat});
+  problem.statistics_type =
+      random.OneOf<ElementType>({problem.type, ElementType::kFloat});
+  DrawSizes(random, problem);
+  DrawScales(random, problem);
+  problem.use_affine = !random.OneIn(4);
+  problem.use_stats = random.OneIn(2);
+  problem.epsilon = random.OneOf<float>({1e-5f, 1e-5f, 0.1f, 1e-12f});
+  if (problem.use_stats && random.OneIn(4)) problem.epsilon = 0;
+  problem.wants_gamma_delta = !random.OneIn(4);
+  problem.wants_beta_delta = !random.OneIn(4);
+  problem.in_place = random.OneIn(2);
+  problem.misalignment = random.UpTo(17);
+  problem.cache_bytes =
+      random.OneOf<std::size_t>({0, 1, 4096, LastLevelCacheBytes()});
+  return problem;
+}
+
+void Poison(Random& random, ElementType type, Buffer& buffer) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  if (IsInteger(type) || buffer.size() == 0) return;
+  buffer.Set(random.UpTo(buffer.size() - 1),
+             random.OneOf<double>({std::nan(""), kInfinity, -kInfinity}));
+}
+
+void PoisonOne(Random& random, const Problem& problem, Data& data) {
+  switch (random.UpTo(4)) {
+    case 0:
+      return Poison(random, problem.type, data.input_forward);
+    case 1:
+      return Poison(random, problem.type, data.output_delta);
+    case 2:
+      return Poison(random, problem.parameter_type, data.gamma);
+    case 3:
+      return Poison(random, problem.statistics_type, data.mean);
+    default:
+      return Poison(random, problem.statistics_type, data.variance);
+  }
+}
+
+// What gamma_delta is off by where every xhat is rounded the same way, as a
+// number of size 1 is: a 50th of what the tolerance takes as its unit. It
+// counts where xhat is small, or output_delta of one sign.
+long double RoundingOfXhat(const Expected& expected) {
+  long double most = expected.beta_delta_scale;
+  for (const long double sum : expected.beta_delta) {
+    most = std::max(most, std::abs(sum));
+  }
+  return most / 50;
+}
+
+void CheckSameBits(const Problem& problem, const Data& data) {
+  TestThreadPool one(1);
+  TestThreadPool four(4);
+  const Outputs a = RunKernel(problem, data, one);
+  const Outputs b = RunKernel(problem, data, four);
+  CHECK_IN(a.input_delta == b.input_delta && a.gamma_delta == b.gamma_delta &&
+               a.beta_delta == b.beta_delta,
+           problem.Describe());
+}
+
+void RunCase(unsigned seed) {
+  Random random(seed);
+  Problem problem = DrawProblem(random);
+  Data data(problem, seed);
+  Expected expected = data.Compute();
+  expected.gamma_delta_scale =
+      std::max(expected.gamma_delta_scale, RoundingOfXhat(expected));
+  if (random.OneIn(4)) {
+    PoisonOne(random, problem, data);
+    const Expected poisoned = data.Compute();
+    expected.input_delta = poisoned.input_delta;
+    expected.gamma_delta = poisoned.gamma_delta;
+    expected.beta_delta = poisoned.beta_delta;
+  }
+  for (const Isa isa : AvailableIsas()) {
+    problem.isa = isa;
+    CheckOutputs(problem, data, expected);
+    CheckSameBits(problem, data);
+  }
+}
+
+}  // namespace
+}  // namespace lnbp::test
+
+int main(int argc, char** argv) {
+  return lnbp::test::Fuzz(argc, argv, lnbp::test::RunCase);
+}

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models with a fault: what the fuzzer of the graphs found, and that nothing else is blamed on a model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+from cases import Case
+from layer_norm_graphs import Style, Writer
+from onnx import helper
+
+import lnbp_onnx
+from lnbp_onnx.edit import apply
+from lnbp_onnx.model_io import load_model
+from lnbp_onnx.runners import PlainRunner
+
+CASE = Case("fault", (4, 6))
+
+
+def model_in_branches() -> onnx.ModelProto:
+    model = CASE.model()
+    node = model.graph.node[0]
+    outputs = list(model.graph.output)
+    branches = [helper.make_graph([node], name, [], outputs) for name in ("then", "else")]
+    wrapped = helper.make_node("If", ["condition"], list(node.output), then_branch=branches[0], else_branch=branches[1])
+    model.graph.node[0].CopyFrom(wrapped)
+    model.graph.input.append(helper.make_tensor_value_info("condition", onnx.TensorProto.BOOL, []))
+    return model
+
+
+def with_text_that_is_not_utf8() -> onnx.ModelProto:
+    content = CASE.model().SerializeToString()
+    return onnx.ModelProto.FromString(content.replace(b"output_delta", b"output_d\xc3lta"))
+
+
+def with_an_undefined_output() -> onnx.ModelProto:
+    model = model_in_branches()
+    model.graph.node[0].attribute[0].g.output[0].name = "nothing"
+    return model
+
+
+def with_a_tensor_of_another_size() -> onnx.ModelProto:
+    model = Writer(Style(choices=(1,))).write()
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT64)
+    tensor.raw_data += b"\0"
+    return model
+
+
+def with_a_tensor_of_no_type() -> onnx.ModelProto:
+    model = Writer(Style(choices=(1,))).write()
+    model.graph.initializer[0].data_type = onnx.TensorProto.UNDEFINED
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "rewrite", "message"),
+    [
+        (with_text_that_is_not_utf8, lnbp_onnx.decompose, "text that is not UTF-8, as "),
+        (with_an_undefined_output, lnbp_onnx.decompose, "nothing"),
+        (with_a_tensor_of_another_size, lnbp_onnx.fuse, "cannot be read"),
+        (with_a_tensor_of_no_type, lnbp_onnx.fuse, "cannot be read"),
+    ],
+)
+def test_the_fault_is_named(
+    make: Callable[[], onnx.ModelProto], rewrite: Callable[[onnx.ModelProto], onnx.ModelProto], message: str
+) -> None:
+    with pytest.raises(lnbp_onnx.InvalidModelError, match=message):
+        rewrite(make())
+
+
+def test_a_file_with_text_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(with_text_that_is_not_utf8().SerializeToString())
+    with pytest.raises(lnbp_onnx.InvalidModelError, match="text that is not UTF-8"):
+        load_model(path)
+
+
+def test_a_sound_model_is_not_blamed() -> None:
+    class Broken(ir.passes.InPlacePass):
+        def call(self, model: ir.Model) -> ir.passes.PassResult:
+            raise KeyError(model.graph.name)
+
+    with pytest.raises(KeyError):
+        apply(Broken(), CASE.model())
+
+
+def test_graphs_beside_a_graph_are_not_looked_at() -> None:
+    """An attribute's type says which of its fields counts."""
+    model = model_in_branches()
+    attribute = model.graph.node[0].attribute[0]
+    attribute.graphs.extend([attribute.g, attribute.g])
+    result = lnbp_onnx.decompose(model)
+    assert result.graph.node[0].attribute[0].g.node[0].domain == ""
+
+
+@pytest.mark.parametrize("through_onnx_ir", [False, True])
+@pytest.mark.parametrize("opset", [11, 17])
+def test_both_names_of_the_default_domain(opset: int, through_onnx_ir: bool) -> None:
+    """Imported as ai.onnx, it was not seen, and imported in another version."""
+    model = CASE.model(opset)
+    model.opset_import[0].domain = "ai.onnx"
+    ways = lnbp_onnx.decompose, lambda proto: ir.to_proto(lnbp_onnx.decompose(ir.from_proto(proto)))
+    result = ways[through_onnx_ir](model)
+    assert [opset_id.version for opset_id in result.opset_import] == [opset]
+    onnx.checker.check_model(result, full_check=True)
+    CASE.check(PlainRunner(result).run(CASE.arrays()))
