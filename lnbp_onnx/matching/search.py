@@ -180,7 +180,7 @@ class _Search:
             means = ([] if found is None else [None]) + ([] if given is None else [given])
         for mean in means:
             roles = Roles(self.x, mean=mean)
-            extended = evaluation if mean is None else evaluation.extended(leaves.tensors(roles))
+            extended = evaluation if mean is None else evaluation.extended({mean: leaves.tensors(roles)[mean]})
             if self._extend(extended, roles, frame, leaves):
                 return True
         return False
