@@ -97,7 +97,9 @@ def check(content: bytes, runtime: "Runtime | None") -> str:
 
 
 def _is_valid(model: onnx.ModelProto) -> bool:
-    """Return whether onnx takes the model, and knows all of its operators."""
+    """Return whether onnx takes the model, knows all of its operators, and gives no type to omitted inputs."""
+    if any(not value.name for value in model.graph.value_info):
+        return False
     try:
         onnx.checker.check_model(model, full_check=True)
         functions = {(function.domain, function.name) for function in model.functions}

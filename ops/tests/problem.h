@@ -251,15 +251,16 @@ class Data {
     for (std::size_t row = 0; row < problem_.num_rows; ++row) {
       long double m = mean.Get(row);
       long double v = variance.Get(row);
+      // What m lost to rounding: all there is of a constant row, and with a
+      // large mean more than the tolerance of double.
+      long double rest = 0;
       if (!problem_.use_stats) {
         m = v = 0;
         for (std::size_t i = 0; i < columns; ++i) m += X(row, i) / n;
-        // What the sum lost, which is all there is of a constant row.
-        long double rest = 0;
         for (std::size_t i = 0; i < columns; ++i) rest += (X(row, i) - m) / n;
-        m += rest;
         for (std::size_t i = 0; i < columns; ++i) {
-          v += (X(row, i) - m) * (X(row, i) - m) / n;
+          const long double d = X(row, i) - m - rest;
+          v += d * d / n;
         }
       }
       const long double rstd =
@@ -269,7 +270,7 @@ class Data {
       for (std::size_t i = 0; i < columns; ++i) {
         const std::size_t element = ElementOf(problem_.layout, i);
         const long double delta = output_delta.Get(row * columns + i);
-        xhat[i] = (X(row, i) - m) * rstd;
+        xhat[i] = (X(row, i) - m - rest) * rstd;
         g[i] = problem_.use_affine ? delta * gamma.Get(element) : delta;
         mean_g += g[i] / n;
         mean_products += g[i] * xhat[i] / n;
