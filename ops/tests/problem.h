@@ -184,6 +184,7 @@ struct Expected {
   Reals gamma_delta;
   Reals beta_delta;
   long double input_delta_scale = 0;  // rms of rstd * g
+  long double largest_row_scale = 0;  // the same of the row that has most
   long double gamma_delta_scale = 0;  // rms of what the sums would be unsigned
   long double beta_delta_scale = 0;
 };
@@ -247,6 +248,7 @@ class Data {
     Reals beta_squares(broadcast_.size());
     Reals xhat(columns);
     Reals g(columns);
+    Reals scaled_squares(columns);
     long double g_squares = 0;
     for (std::size_t row = 0; row < problem_.num_rows; ++row) {
       long double m = mean.Get(row);
@@ -274,12 +276,15 @@ class Data {
         g[i] = problem_.use_affine ? delta * gamma.Get(element) : delta;
         mean_g += g[i] / n;
         mean_products += g[i] * xhat[i] / n;
-        g_squares += rstd * g[i] * rstd * g[i];
+        scaled_squares[i] = rstd * g[i] * rstd * g[i];
+        g_squares += scaled_squares[i];
         expected.gamma_delta[element] += delta * xhat[i];
         expected.beta_delta[element] += delta;
         gamma_squares[element] += delta * xhat[i] * delta * xhat[i];
         beta_squares[element] += delta * delta;
       }
+      expected.largest_row_scale =
+          std::max(expected.largest_row_scale, RootMean(scaled_squares));
       for (std::size_t i = 0; i < columns; ++i) {
         expected.input_delta[row * columns + i] =
             rstd * (g[i] - mean_g - xhat[i] * mean_products);
