@@ -195,7 +195,7 @@ def mutation(session: nox.Session) -> None:
         "source_paths": "lnbp_onnx",
         "only_mutate": f"lnbp_onnx/{module}.py",
         "also_copy": "lnbp_onnx/lib",
-        "pytest_add_cli_args": "-n\n0\n-k\nnot kernel",
+        "pytest_add_cli_args": "-n\n0\n-k\nnot kernel and not where_the_package_is and not generated",
         "pytest_add_cli_args_test_selection": "\n".join(MUTATED[module]),
     }
     config = configparser.ConfigParser()

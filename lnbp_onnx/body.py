@@ -442,7 +442,7 @@ class _BodyBuilder:
             self._shape(self._input(like)),
             name=f"{name}_zeros",
             shape=shape,
-            value=ir.tensor(np.zeros(1), dtype=self._compute),
+            value=ir.tensor(np.zeros(1, self._compute.numpy()), dtype=self._compute),
         )
         return self._cast(value, self._compute, element_type, name, shape)
 

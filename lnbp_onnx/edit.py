@@ -80,7 +80,7 @@ def _blamed_on_model(proto: onnx.ModelProto) -> Iterator[None]:
         fault = fault_of(proto)
         if fault is None:
             raise
-        raise InvalidModelError(f"The model cannot be rewritten: {fault}.") from error
+        raise InvalidModelError(f"The model cannot be rewritten: {fault.rstrip('.')}.") from error
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ def specialise_functions(model: ir.Model) -> None:
     """Replace the functions that hold the operator, in place; one that is never called is removed.
 
     Raises:
-        InvalidModelError: Where functions call each other in a circle.
+        InvalidModelError: Where functions call each other in a circle, or one is called with too many inputs.
         InvalidNodeError: Where the specification refuses a node.
     """
     holders = _holders(model)
@@ -34,7 +34,7 @@ def specialised_operators(model: ir.Model) -> list[Operator]:
     """Specialise the functions, in place, and find the operator's nodes in all of the model.
 
     Raises:
-        InvalidModelError: Where functions call each other in a circle.
+        InvalidModelError: Where functions call each other in a circle, or one is called with too many inputs.
         InvalidNodeError: Where the specification refuses a node.
     """
     specialise_functions(model)
@@ -85,6 +85,11 @@ class _Specialiser:
             if identifier in self._active:
                 circle = " -> ".join(name for _, name, _ in (*self._active, identifier))
                 raise InvalidModelError(f"Functions call each other in a circle: {circle} (break the circle).")
+            if len(node.inputs) > len(function.inputs):
+                raise InvalidModelError(
+                    f"Node {node.name or identifier[1]!r} calls the function {identifier[0]}::{identifier[1]} with "
+                    f"{len(node.inputs)} inputs; the function has {len(function.inputs)} (remove the others)."
+                )
             operands = tuple(None if value is None else known(value, infos) for value in node.inputs)
             attributes = self._referenced(function, node)
             values = tuple((name, attribute and str(attribute.value)) for name, attribute in attributes.items())

@@ -97,7 +97,9 @@ def check(content: bytes, runtime: "Runtime | None") -> str:
 
 
 def _is_valid(model: onnx.ModelProto) -> bool:
-    """Return whether onnx takes the model, and knows all of its operators."""
+    """Return whether onnx takes the model, knows all of its operators, and gives no type to omitted inputs."""
+    if any(not value.name for value in model.graph.value_info):
+        return False
     try:
         onnx.checker.check_model(model, full_check=True)
         functions = {(function.domain, function.name) for function in model.functions}
@@ -158,6 +160,9 @@ class Runtime:
         if not self._compare(model, model, "itself"):
             return False
         for name, result in results.items():
+            # The kernel refuses shapes that an embedded function takes.
+            if name == "fuse" and any(function.domain == lnbp_onnx.DOMAIN for function in model.functions):
+                continue
             # ONNX Runtime does not load some of these, whatever the kernel.
             if any(node.domain == lnbp_onnx.DOMAIN for each in result.functions for node in graph_nodes(each.node)):
                 continue
@@ -176,7 +181,7 @@ class Runtime:
         except (lnbp_onnx.LnbpError, MemoryError, RuntimeError, ValueError, TypeError, KeyError):
             return False
         # What is not finite says nothing of the rest: a sum that overflows may do so in one order and not in another.
-        wrong = [each for each in comparison.outputs if not each.ok and each.max_relative_error < float("inf")]
+        wrong = [each for each in comparison.outputs if not each.ok and 1e-3 < each.max_relative_error < float("inf")]
         if wrong and name != "itself":
             raise Failure(f"the result of {name} computes something else: {wrong}")
         return True

@@ -100,6 +100,18 @@ def test_properties(case: Case) -> None:
         case.check(PlainRunner(result).run(case.arrays()))
 
 
+@pytest.mark.parametrize("t", ["float", "double", "float16", "int64"])
+@pytest.mark.parametrize("rewrite", [lnbp_onnx.decompose, lnbp_onnx.embed])
+def test_no_columns_and_a_symbolic_number_of_rows(rewrite: Any, t: str) -> None:
+    """The zeros had the wrong type unless they were of double or their shape was static."""
+    case = Case(f"no-columns-{t}", (4, 3, 0), axis=1, t=t, gamma_shape=(3, 1))
+    model = case.model()
+    for value in (*model.graph.input, *model.graph.output):
+        if len(value.type.tensor_type.shape.dim) == 3 or value.name in ("gamma", "gamma_delta"):
+            value.type.tensor_type.shape.dim[0].dim_param = f"{value.name}_0"
+    case.check(PlainRunner(rewrite(model)).run(case.arrays()))
+
+
 def test_recorded_torch_gradients() -> None:
     result = lnbp_onnx.decompose(onnx.load(ENCODER))
     assert_standard(result)

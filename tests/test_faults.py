@@ -41,6 +41,17 @@ def with_an_undefined_output() -> onnx.ModelProto:
     return model
 
 
+def with_too_many_inputs_in_a_call() -> onnx.ModelProto:
+    model = CASE.model()
+    node = model.graph.node[0]
+    function = helper.make_function("local", "f", list(node.input), list(node.output), [node], model.opset_import)
+    model.functions.append(function)
+    call = helper.make_node("f", [*node.input, node.input[0]], list(node.output), name="call", domain="local")
+    model.graph.node[0].CopyFrom(call)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    return model
+
+
 def with_a_tensor_of_another_size() -> onnx.ModelProto:
     model = Writer(Style(choices=(1,))).write()
     tensor = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT64)
@@ -59,6 +70,7 @@ def with_a_tensor_of_no_type() -> onnx.ModelProto:
     [
         (with_text_that_is_not_utf8, lnbp_onnx.decompose, "text that is not UTF-8, as "),
         (with_an_undefined_output, lnbp_onnx.decompose, "nothing"),
+        (with_too_many_inputs_in_a_call, lnbp_onnx.decompose, "'call' calls the function local::f with 7 inputs"),
         (with_a_tensor_of_another_size, lnbp_onnx.fuse, "cannot be read"),
         (with_a_tensor_of_no_type, lnbp_onnx.fuse, "cannot be read"),
     ],

@@ -63,7 +63,33 @@ def test_gradient_of_a_layer_normalization(axis: int, bias: bool) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["ln", ""])
+@pytest.mark.parametrize("beta", [["b"], []])
+def test_gradient_is_named_after_the_forward_node(name: str, beta: list[str]) -> None:
+    """With the axis that LayerNormalization has by default, and the other name of the default domain."""
+    forward = helper.make_node(
+        "LayerNormalization", ["x", "g", *beta], ["y", "mu", "rstd"], name=name, domain="ai.onnx"
+    )
+    nodes = lnbp_onnx.gradient_nodes(forward, "dy")
+    names = ["ln_grad_squared", "ln_grad_variance", "ln_grad"] if name else ["", "", ""]
+    assert [node.name for node in nodes] == names
+    assert list(nodes[-1].input) == ["x", "dy", "g", *(beta or [""]), "mu", "rstd_variance"]
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in nodes[-1].attribute}
+    assert attributes["begin_norm_axis"] == -1
+    assert attributes["epsilon"] == 0
+
+
+def test_epsilon_by_default() -> None:
+    node = lnbp_onnx.make_node("x", "dy", gamma="g", mean="m", variance="v")
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    assert attributes["epsilon"] == np.float32(1e-5)
+    assert node.name == ""
+
+
 def test_gradient_needs_the_statistics() -> None:
+    unnamed = helper.make_node("LayerNormalization", ["x", "g"], ["y"])
+    with pytest.raises(lnbp_onnx.InvalidNodeError, match="node 'y': output 1 'Mean' is omitted"):
+        lnbp_onnx.gradient_nodes(unnamed, "dy")
     forward = helper.make_node("LayerNormalization", ["x", "g"], ["y", "mu"], name="ln")
     with pytest.raises(lnbp_onnx.InvalidNodeError, match="'ln': output 2 'InvStdDev' is omitted"):
         lnbp_onnx.gradient_nodes(forward, "dy")

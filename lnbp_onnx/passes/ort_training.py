@@ -158,6 +158,8 @@ class _ScopeRewriter:
 
     def _rewrite(self, node: ir.Node, place: str, opset: int) -> Rewritten:
         writer = Writer(node, self._infos, opset, self._unique_name)
+        if not node.outputs:
+            writer.refuse("it has no outputs")
         outputs = REWRITINGS[node.op_type](writer)
         updated = tuple(self._bring_out(writer, place, outputs, *update) for update in writer.updates)
         for old, new in zip(node.outputs, outputs, strict=False):

@@ -36,12 +36,24 @@ def _window(w: Writer, kernel: Sequence[int]) -> _Window:
     if w.attribute("ceil_mode", 0):
         w.refuse("its attribute ceil_mode is 1; only 0 can be written")
     axes = len(kernel)
-    return _Window(
-        list(kernel),
-        list(w.attribute("strides", None) or [1] * axes),
-        list(w.attribute("dilations", None) or [1] * axes),
-        list(w.attribute("pads", None) or [0] * (2 * axes)),
+    strides, dilations, pads = (
+        list(w.attribute(name, None) or [default] * count)
+        for name, default, count in (("strides", 1, axes), ("dilations", 1, axes), ("pads", 0, 2 * axes))
     )
+    if (len(strides), len(dilations), len(pads)) != (axes, axes, 2 * axes) or min([1, *strides, *dilations]) < 1:
+        w.refuse(
+            f"its strides {strides}, dilations {dilations} and pads {pads} do not suit a kernel of shape "
+            f"{list(kernel)}; there must be one of each for each axis, and two pads"
+        )
+    return _Window(list(kernel), strides, dilations, pads)
+
+
+def _check_axes(w: Writer, window: _Window, lengths: Sequence[int], name: str) -> None:
+    if len(lengths) != len(window.kernel):
+        w.refuse(
+            f"{name} has {len(lengths)} spatial axes, and the kernel {len(window.kernel)}; they must have as many "
+            "(correct the shapes, or kernel_shape)"
+        )
 
 
 def conv_grad(w: Writer) -> Outputs:
@@ -56,10 +68,13 @@ def conv_grad(w: Writer) -> Outputs:
     weight_shape = w.static_shape(given[2], "W")
     window = _window(w, weight_shape[2:])
     gradients: list[ir.Value | None] = [None, None, None]
+    if w.is_wanted(0) or w.is_wanted(1):
+        lengths = w.static_shape(given[1], "X", 2)
+        _check_axes(w, window, lengths, "X")
     if w.is_wanted(0):
-        gradients[0] = _input_gradient(w, dy, weights, window, w.static_shape(given[1], "X", 2))
+        gradients[0] = _input_gradient(w, dy, weights, window, lengths)
     if w.is_wanted(1):
-        gradients[1] = _weight_gradient(w, dy, x, window, weight_shape, w.static_shape(given[1], "X", 2))
+        gradients[1] = _weight_gradient(w, dy, x, window, weight_shape, lengths)
     if w.is_wanted(2):
         axes = [axis for axis in range(len(weight_shape)) if axis != 1]
         gradients[2] = w.reduce("ReduceSum", dy, axes, keepdims=False)
@@ -134,8 +149,9 @@ def average_pool_grad(w: Writer) -> Outputs:
     element_type = w.element_type(dy, w.node.outputs[0])
     dy = w.cast(dy, compute_type(element_type))
     lengths = w.static_shape(w.node.outputs[0], "its output", 1)
-    channels, lengths = lengths[0], lengths[1:]
     window = _window(w, w.attribute("kernel_shape", []))
+    _check_axes(w, window, lengths[1:], "its output")
+    channels, lengths = lengths[0], lengths[1:]
     one_channel = [1, 1, *window.kernel]
     moves: dict[str, Any] = {"strides": window.strides, "dilations": window.dilations, "pads": window.pads}
     if w.attribute("count_include_pad", 0):

@@ -27,7 +27,14 @@ def gather_nd_grad(w: Writer) -> Outputs:
     element_type = w.element_type(dy, w.node.outputs[0])
     dy = w.cast(dy, compute_type(element_type))
     batch_dims = w.attribute("batch_dims", 0)
-    depth = w.static_shape(indices, "indices", -1)[0]
+    tuple_shape, shape_shape = w.static_shape(indices, "indices", -1), w.info(shape).shape
+    rank = shape_shape[0] if shape_shape else None
+    if not tuple_shape or (isinstance(rank, int) and batch_dims + tuple_shape[0] > rank):
+        w.refuse(
+            f"its index tuples are {tuple_shape} long after {batch_dims} batch axes; the tensor has "
+            f"{'?' if rank is None else rank} axes (correct indices or batch_dims)"
+        )
+    (depth,) = tuple_shape
     one = w.ints(1)
     batch = w.product(w.part(shape, 0, batch_dims)) if batch_dims else one
     # An index tuple as a position in the indexed axes, which are read as one.

@@ -180,6 +180,8 @@ class Writer:
 
     def ints(self, *values: int) -> ir.Value:
         """Return an int64 vector."""
+        if any(abs(value) > _INT64_MAX for value in values):
+            self.refuse("an attribute leads to a number of more than 64 bits (correct the attribute)")
         return self.constant(np.array(values, np.int64), ir.DataType.INT64)
 
     def scalar_like(self, value: float, like: ir.Value) -> ir.Value:

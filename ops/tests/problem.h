@@ -185,6 +185,7 @@ struct Expected {
   Reals gamma_delta;
   Reals beta_delta;
   long double input_delta_scale = 0;  // rms of rstd * g
+  long double largest_row_scale = 0;  // the same of the row that has most
   long double gamma_delta_scale = 0;  // rms of what the sums would be unsigned
   long double beta_delta_scale = 0;
 };
@@ -248,19 +249,21 @@ class Data {
     Reals beta_squares(broadcast_.size());
     Reals xhat(columns);
     Reals g(columns);
+    Reals scaled_squares(columns);
     long double g_squares = 0;
     for (std::size_t row = 0; row < problem_.num_rows; ++row) {
       long double m = mean.Get(row);
       long double v = variance.Get(row);
+      // What m lost to rounding: all there is of a constant row, and with a
+      // large mean more than the tolerance of double.
+      long double rest = 0;
       if (!problem_.use_stats) {
         m = v = 0;
         for (std::size_t i = 0; i < columns; ++i) m += X(row, i) / n;
-        // What the sum lost, which is all there is of a constant row.
-        long double rest = 0;
         for (std::size_t i = 0; i < columns; ++i) rest += (X(row, i) - m) / n;
-        m += rest;
         for (std::size_t i = 0; i < columns; ++i) {
-          v += (X(row, i) - m) * (X(row, i) - m) / n;
+          const long double d = X(row, i) - m - rest;
+          v += d * d / n;
         }
       }
       const long double rstd =
@@ -270,16 +273,19 @@ class Data {
       for (std::size_t i = 0; i < columns; ++i) {
         const std::size_t element = ElementOf(problem_.layout, i);
         const long double delta = output_delta.Get(row * columns + i);
-        xhat[i] = (X(row, i) - m) * rstd;
+        xhat[i] = (X(row, i) - m - rest) * rstd;
         g[i] = problem_.use_affine ? delta * gamma.Get(element) : delta;
         mean_g += g[i] / n;
         mean_products += g[i] * xhat[i] / n;
-        g_squares += rstd * g[i] * rstd * g[i];
+        scaled_squares[i] = rstd * g[i] * rstd * g[i];
+        g_squares += scaled_squares[i];
         expected.gamma_delta[element] += delta * xhat[i];
         expected.beta_delta[element] += delta;
         gamma_squares[element] += delta * xhat[i] * delta * xhat[i];
         beta_squares[element] += delta * delta;
       }
+      expected.largest_row_scale =
+          std::max(expected.largest_row_scale, RootMean(scaled_squares));
       for (std::size_t i = 0; i < columns; ++i) {
         expected.input_delta[row * columns + i] =
             rstd * (g[i] - mean_g - xhat[i] * mean_products);
