@@ -23,7 +23,6 @@ nox.options.sessions = [
     "runtimes(1.17)",
     "runtimes(newest)",
     "wheel",
-    "fuzz",
 ]
 nox.options.error_on_external_run = True
 
