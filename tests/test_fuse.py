@@ -676,6 +676,16 @@ def test_negative_root_is_not_taken() -> None:
     assert result == model
 
 
+def test_mean_of_the_forward_norm_is_not_its_deviation() -> None:
+    """With Mean and InvStdDev swapped the graph is no gradient, though both are columns of the same node."""
+    model = onnx.load(DATA / "torch_layernorm_nobias_decomposed.onnx")
+    (forward,) = (node for node in model.graph.node if node.op_type == "LayerNormalization")
+    forward.output[1], forward.output[2] = forward.output[2], forward.output[1]
+    result, outcome = fuse(model)
+    assert not outcome.fused
+    assert result == model
+
+
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, True)])
 def test_gradients_not_asked_for(wanted: tuple[bool, ...]) -> None:
     """PyTorch's exporter computes only what is asked for; dy and gamma may be constants."""

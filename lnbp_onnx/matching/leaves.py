@@ -240,8 +240,10 @@ def _may_be_positive(value: ir.Value) -> bool:
     """Return whether a statistic is positive as far as its producers tell; one that is handed in is."""
     for _ in range(2 * MOST_VIEWS):
         node = value.producer()
-        if node is None or node.op_type in ("LayerNormalization", "Sqrt", "Exp"):
+        if node is None or node.op_type in ("Sqrt", "Exp"):
             return True
+        if node.op_type == "LayerNormalization":
+            return value.index() == 2  # InvStdDev; Mean is as good a column
         if node.op_type not in VIEWS | {"Reciprocal"} or node.inputs[0] is None:
             return False
         value = node.inputs[0]

@@ -20,8 +20,9 @@ inline constexpr std::size_t kMaxTileRows = 64;
 //
 //     d = (x - mean) - residual
 //     xhat = (x - mean) * rstd + shift, shift = -residual * rstd
-//     input_delta = g * rstd + (xhat * slope + offset), g = output_delta *
-//     gamma
+//     input_delta = g * rstd + (xhat * slope + offset)
+//
+// with g = output_delta * gamma.
 //
 // The residual is the mean of x - mean: it takes out what rounding a computed
 // mean left behind. Given statistics have none; theirs is not read.

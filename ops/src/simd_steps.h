@@ -40,8 +40,9 @@ class SimdSteps {
     Uniform mean[kRows];
     Vector sum[4];
     for (std::size_t r = 0; r < 4; ++r) sum[r] = Vector::Zeros();
-    for (std::size_t r = 0; r < kRows; ++r)
+    for (std::size_t r = 0; r < kRows; ++r) {
       mean[r] = Uniform::Of(means[row + r]);
+    }
     std::size_t i = 0;
     for (; i + Vector::kSize <= tile.num_columns; i += Vector::kSize) {
       LNBP_UNROLL
@@ -147,7 +148,8 @@ class SimdSteps {
     for (std::size_t r = 0; r < kRows; ++r) {
       sums.g[r] = totals[r];
       sums.products[r] = totals[kRows + r];
-      sums.squares[r] = kHasResidual ? totals[2 * kRows % kPadded + r] : 0;
+      sums.squares[r] = 0;
+      if constexpr (kHasResidual) sums.squares[r] = totals[2 * kRows + r];
     }
   }
 
@@ -241,7 +243,8 @@ class SimdSteps {
     return columns < num_columns ? columns : num_columns;
   }
 
-  // An address past the end of a tensor does no harm here.
+  // An address past the end of a tensor does no harm here, nor that of what is
+  // read at once: to leave it out would take a second copy of the loops.
   static LNBP_INLINE void AskFor(const T* from, std::size_t ahead) {
     const auto address =
         reinterpret_cast<std::uintptr_t>(from) + ahead * sizeof(T);

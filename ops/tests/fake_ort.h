@@ -60,6 +60,7 @@ struct OrtKernelInfo {
 struct OrtKernelContext {
   std::vector<OrtValue> inputs;
   std::vector<std::vector<float>> output_data;
+  std::size_t floats_per_element = 1;  // 2 has room for any type
   std::vector<OrtValue> outputs;
   bool fails_in_parallel = false;
 };
@@ -231,7 +232,7 @@ inline ort::Api MakeApi() {
     for (std::size_t axis = 0; axis < rank; ++axis) {
       size *= static_cast<std::size_t>(dims[axis]);
     }
-    context->output_data.at(i).assign(size, -1);
+    context->output_data.at(i).assign(context->floats_per_element * size, -1);
     context->outputs.at(i) = {{dims, dims + rank},
                               context->output_data[i].data()};
     *out = &context->outputs[i];
