@@ -40,13 +40,15 @@ def import_default_domain(graph: ir.Graph, model: ir.Model) -> int:
     """Return the version of the default domain to write a model's graph or function in, and import it.
 
     A function is written in the model's version where its other nodes mean the same there: the checker wants that, and
-    ONNX Runtime reads a function in the model's version.
+    ONNX Runtime reads a function in the model's version. A model that has none, because all of its nodes are in
+    functions, gets the function's: without one ONNX Runtime would read them in the newest.
     """
     opset, wanted = graph.opset_imports.get(""), model.opset_imports.get("", DEFAULT_OPSET)
     if opset is None or (opset != wanted and _mean_the_same(graph, opset, wanted)):
         opset = graph.opset_imports[""] = wanted
         needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)], ignore_unknown=True)
         model.ir_version = max(model.ir_version or 0, needed)
+    model.opset_imports.setdefault("", opset)
     return opset
 
 
