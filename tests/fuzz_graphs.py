@@ -9,6 +9,7 @@ again.
 
 import argparse
 import contextlib
+import copy
 import faulthandler
 import io
 import multiprocessing
@@ -91,7 +92,7 @@ def check(content: bytes, runtime: "Runtime | None") -> str:
         onnx.checker.check_model(result, full_check=True)
         if name.startswith("decompose") and any(node.domain == lnbp_onnx.DOMAIN for node in model_nodes(result)):
             raise Failure(f"{name} left a node of domain {lnbp_onnx.DOMAIN!r}")
-    if runtime is None:
+    if runtime is None or not _declares_the_truth(model):
         return "valid"
     return "same outputs" if runtime.check_outputs(model, results) else "valid"
 
@@ -109,6 +110,25 @@ def _is_valid(model: onnx.ModelProto) -> bool:
         )
     except Exception:
         return False
+
+
+def _declares_the_truth(model: onnx.ModelProto) -> bool:
+    """Return whether the lengths that the model states of its values are those that follow from its inputs.
+
+    The checker takes a symbolic length where another one is stated, and a rewriting believes what is stated.
+    """
+    bare = copy.deepcopy(model)
+    bare.graph.ClearField("value_info")
+    for output in bare.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*inferred.value_info, *inferred.output)}
+    return all(
+        stated.WhichOneof("value") == found.WhichOneof("value") and stated.dim_value == found.dim_value
+        for value in (*model.graph.value_info, *model.graph.output)
+        for stated, found in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False)
+        if stated.WhichOneof("value") and found.WhichOneof("value")
+    )
 
 
 def _check_sentence(message: str) -> None:
@@ -157,12 +177,12 @@ class Runtime:
         # What an integer type cannot hold is undefined.
         if any(output.type.tensor_type.elem_type not in _FLOATING for output in model.graph.output):
             return False
+        # An embedded function that was damaged is not the operator, and takes shapes that the operator does not.
+        if any(function.domain == lnbp_onnx.DOMAIN for function in model.functions):
+            return False
         if not self._compare(model, model, "itself"):
             return False
         for name, result in results.items():
-            # The kernel refuses shapes that an embedded function takes.
-            if name == "fuse" and any(function.domain == lnbp_onnx.DOMAIN for function in model.functions):
-                continue
             # ONNX Runtime does not load some of these, whatever the kernel.
             if any(node.domain == lnbp_onnx.DOMAIN for each in result.functions for node in graph_nodes(each.node)):
                 continue
