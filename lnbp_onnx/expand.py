@@ -21,19 +21,23 @@ DEFAULT_OPSET = 17
 
 
 def check_version(model: ir.Model) -> None:
-    """Refuse a model that imports another version of the operator's domain.
+    """Refuse a model that imports another version of the operator's domain, itself or in a function.
 
     Raises:
         InvalidModelError: Where it does.
     """
-    version = model.opset_imports.get(spec.DOMAIN)
-    if version == _WRITTEN_BY_ONNXRUNTIME:
-        version = model.opset_imports[spec.DOMAIN] = spec.OP_VERSION
-    if version not in (None, spec.OP_VERSION):
-        raise InvalidModelError(
-            f"The model imports version {version} of domain {spec.DOMAIN!r}; it must be {spec.OP_VERSION} "
-            "(correct the import, or install a newer lnbp-onnx)."
-        )
+    importers = {"model": model.opset_imports} | {
+        f"function {function.domain}::{function.name}": function.opset_imports for function in model.functions.values()
+    }
+    for importer, opset_imports in importers.items():
+        version = opset_imports.get(spec.DOMAIN)
+        if version == _WRITTEN_BY_ONNXRUNTIME:
+            version = opset_imports[spec.DOMAIN] = spec.OP_VERSION
+        if version not in (None, spec.OP_VERSION):
+            raise InvalidModelError(
+                f"The {importer} imports version {version} of domain {spec.DOMAIN!r}; it must be {spec.OP_VERSION} "
+                "(correct the import, or install a newer lnbp-onnx)."
+            )
 
 
 def import_default_domain(graph: ir.Graph, model: ir.Model) -> int:

@@ -58,6 +58,12 @@ def with_too_many_inputs_in_a_call() -> onnx.ModelProto:
     return model
 
 
+def with_another_version_in_a_function() -> onnx.ModelProto:
+    model = model_with_a_call()
+    model.functions[0].opset_import[1].version = 2
+    return model
+
+
 def with_a_tensor_of_another_size() -> onnx.ModelProto:
     model = Writer(Style(choices=(1,))).write()
     tensor = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT64)
@@ -77,6 +83,7 @@ def with_a_tensor_of_no_type() -> onnx.ModelProto:
         (with_text_that_is_not_utf8, lnbp_onnx.decompose, "text that is not UTF-8, as "),
         (with_an_undefined_output, lnbp_onnx.decompose, "nothing"),
         (with_too_many_inputs_in_a_call, lnbp_onnx.decompose, "'call' calls the function local::f with 7 inputs"),
+        (with_another_version_in_a_function, lnbp_onnx.decompose, "The function local::f imports version 2"),
         (with_a_tensor_of_another_size, lnbp_onnx.fuse, "cannot be read"),
         (with_a_tensor_of_no_type, lnbp_onnx.fuse, "cannot be read"),
     ],
