@@ -246,7 +246,10 @@ def _infer(content: bytes) -> None:
 
 
 def _is_well_conditioned(model: onnx.ModelProto) -> bool:
-    """Return whether a model runs, and gives nearly the same for nearly the same inputs."""
+    """Return whether a model runs, on numbers of a size, and gives nearly the same for nearly the same inputs.
+
+    Where a damaged weight is huge, sums that cancel it are nothing but rounding.
+    """
     session = lnbp_onnx.inference_session(model)
     rng = np.random.default_rng(1)
     feeds = _draw(model.graph)
@@ -255,10 +258,12 @@ def _is_well_conditioned(model: onnx.ModelProto) -> bool:
         factors = 1 if value.dtype.kind in "biu" else rng.uniform(1 - 1e-6, 1 + 1e-6, value.shape)
         moved[name] = np.asarray(value * factors).astype(value.dtype)
     outputs, others = run_session(session, feeds), run_session(session, moved)
-    return all(
-        np.abs(output.astype(np.float64) - others[name]).max(initial=0) <= 1e-3 * np.abs(output).max(initial=0)
-        for name, output in outputs.items()
-    )
+    for name, output in outputs.items():
+        largest = np.abs(output.astype(np.float64)).max(initial=0)
+        difference = np.abs(output.astype(np.float64) - others[name]).max(initial=0)
+        if not (largest < 1e6 and difference <= 1e-3 * largest):
+            return False
+    return True
 
 
 def _compare(model: onnx.ModelProto, result: onnx.ModelProto) -> Comparison:
