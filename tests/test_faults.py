@@ -41,14 +41,26 @@ def with_an_undefined_output() -> onnx.ModelProto:
     return model
 
 
-def with_too_many_inputs_in_a_call() -> onnx.ModelProto:
+def model_with_a_call() -> onnx.ModelProto:
     model = CASE.model()
     node = model.graph.node[0]
     function = helper.make_function("local", "f", list(node.input), list(node.output), [node], model.opset_import)
     model.functions.append(function)
-    call = helper.make_node("f", [*node.input, node.input[0]], list(node.output), name="call", domain="local")
+    call = helper.make_node("f", list(node.input), list(node.output), name="call", domain="local")
     model.graph.node[0].CopyFrom(call)
     model.opset_import.append(helper.make_opsetid("local", 1))
+    return model
+
+
+def with_too_many_inputs_in_a_call() -> onnx.ModelProto:
+    model = model_with_a_call()
+    model.graph.node[0].input.append("mean")
+    return model
+
+
+def with_another_version_in_a_function() -> onnx.ModelProto:
+    model = model_with_a_call()
+    model.functions[0].opset_import[1].version = 2
     return model
 
 
@@ -71,6 +83,7 @@ def with_a_tensor_of_no_type() -> onnx.ModelProto:
         (with_text_that_is_not_utf8, lnbp_onnx.decompose, "text that is not UTF-8, as "),
         (with_an_undefined_output, lnbp_onnx.decompose, "nothing"),
         (with_too_many_inputs_in_a_call, lnbp_onnx.decompose, "'call' calls the function local::f with 7 inputs"),
+        (with_another_version_in_a_function, lnbp_onnx.decompose, "The function local::f imports version 2"),
         (with_a_tensor_of_another_size, lnbp_onnx.fuse, "cannot be read"),
         (with_a_tensor_of_no_type, lnbp_onnx.fuse, "cannot be read"),
     ],
@@ -117,4 +130,14 @@ def test_both_names_of_the_default_domain(opset: int, through_onnx_ir: bool) -> 
     result = ways[through_onnx_ir](model)
     assert [opset_id.version for opset_id in result.opset_import] == [opset]
     onnx.checker.check_model(result, full_check=True)
+    CASE.check(PlainRunner(result).run(CASE.arrays()))
+
+
+def test_default_domain_of_functions_alone() -> None:
+    """ONNX Runtime reads functions in the model's version of it, and in the newest where the model has none."""
+    model = model_with_a_call()
+    del model.opset_import[0]
+    onnx.checker.check_model(model, full_check=True)
+    result = lnbp_onnx.decompose(model)
+    assert {each.domain: each.version for each in result.opset_import} == {"": 17, "local": 1}
     CASE.check(PlainRunner(result).run(CASE.arrays()))
