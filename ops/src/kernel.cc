@@ -18,7 +18,7 @@ namespace {
 
 // Columns over which the sums of all blocks are added up at a time.
 constexpr std::size_t kFoldColumns = 256;
-// What is worth handing to another thread: the sums of 6 blocks at 128 x 768
+// What is worth handing to another thread: the sums of 4 blocks at 128 x 768
 // are not, by 2 us of 24.
 constexpr std::size_t kMinFoldElements = 16 * 1024;
 
@@ -32,8 +32,8 @@ void LoadElements(ElementType type, const void* from, std::size_t begin,
   });
 }
 
-template <typename C>
-void StoreElements(ElementType type, const double* from, std::size_t begin,
+template <typename C, typename Sum>
+void StoreElements(ElementType type, const Sum* from, std::size_t begin,
                    std::size_t count, void* to) {
   WithElementType(type, [=](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
@@ -78,8 +78,9 @@ class ParameterGradient {
     return scratch.Get<double>(block_sums_) + block * norm_size;
   }
 
-  void StoreColumns(const Scratch& scratch, const double* sums,
-                    std::size_t begin, std::size_t count) const {
+  template <typename Sum>
+  void StoreColumns(const Scratch& scratch, const Sum* sums, std::size_t begin,
+                    std::size_t count) const {
     if (broadcast_.is_identity()) {
       StoreElements<C>(type_, sums, begin, count, output_);
     } else {
@@ -368,11 +369,9 @@ class Backprop {
     const Tile<C> columns = ColumnsAt(tile, sums[0], sums[1]);
     functions_.apply(columns, num_rows_, values);
     if (past_cache_) functions_.finish_stores();
-    double totals[kMaxTileColumns];
     for (std::size_t i = 0; i < 2; ++i) {
       if (!gradients_[i].is_wanted()) continue;
-      std::copy_n(sums[i], columns.num_columns, totals);
-      gradients_[i].StoreColumns(scratch_, totals, tile * kMaxTileColumns,
+      gradients_[i].StoreColumns(scratch_, sums[i], tile * kMaxTileColumns,
                                  columns.num_columns);
     }
   }

@@ -8,7 +8,8 @@ namespace lnbp {
 namespace {
 
 // Each block keeps sums of its own for the parameter gradients: enough blocks
-// for the threads of a large machine, and no more.
+// for the threads of a large machine, and no more. Their number is a power of
+// two, which two, four or eight threads share evenly.
 constexpr std::size_t kMaxBlocks = 64;
 // What a block must at least hold for a thread to be worth waking, and for its
 // sums to be small beside its rows.
@@ -31,15 +32,23 @@ std::size_t CeilDivide(std::size_t a, std::size_t b) {
   return a / b + (a % b != 0 ? 1 : 0);
 }
 
+std::size_t FloorPowerOfTwo(std::size_t n) {
+  std::size_t power = 1;
+  while (power <= n / 2) power *= 2;
+  return power;
+}
+
 }  // namespace
 
 Plan MakePlan(std::size_t num_rows, std::size_t norm_size,
               std::size_t element_size) {
   Plan plan{};
   plan.by_columns = num_rows <= kMaxTileRows && norm_size >= kMinColumnsToCut;
-  plan.block_rows = std::max({CeilDivide(num_rows, kMaxBlocks), kMinBlockRows,
-                              CeilDivide(kMinBlockElements, norm_size)});
-  plan.block_rows = CeilDivide(plan.block_rows, kRowsAtOnce) * kRowsAtOnce;
+  const std::size_t min_rows =
+      std::max(kMinBlockRows, CeilDivide(kMinBlockElements, norm_size));
+  const std::size_t blocks = FloorPowerOfTwo(
+      std::clamp<std::size_t>(num_rows / min_rows, 1, kMaxBlocks));
+  plan.block_rows = CeilDivide(num_rows, blocks * kRowsAtOnce) * kRowsAtOnce;
   plan.num_blocks = CeilDivide(num_rows, plan.block_rows);
   const std::size_t row_bytes = element_size * norm_size;
   const bool is_half = element_size == 2;
