@@ -54,9 +54,18 @@ class RowFunctionsOf {
     for (std::size_t begin = 0; begin < num_rows; begin += group_rows) {
       const std::size_t rest = num_rows - begin;
       const std::size_t end = begin + (rest < group_rows ? rest : group_rows);
-      ForRows(begin, end, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
-        SetValues<rows>(tile, row, means, values);
-      });
+      const auto set_values =
+          [&](auto rows, std::size_t row)
+              LNBP_INLINE_LAMBDA { SetValues<rows>(tile, row, means, values); };
+      // Two rows are better summed one after the other, 1.09 x at 4096 x 768 of
+      // float and 1.07 x of double; but not long ones, which are not asked for
+      // ahead, 0.93 x at 512 x 16384 of float.
+      if (end - begin == 2 && tile.rows_ahead != 0) {
+        set_values(Rows<1>{}, begin);
+        set_values(Rows<1>{}, begin + 1);
+      } else {
+        ForRows(begin, end, set_values);
+      }
       ForRows(begin, end, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
         Steps::template Apply<rows>(tile, row, values);
       });
