@@ -20,6 +20,7 @@ nox.options.sessions = [
     "paths",
     "torch",
     "examples",
+    "fuzz",
     "runtimes(1.17)",
     "runtimes(newest)",
     "wheel",
@@ -121,16 +122,16 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Each fuzzer for a minute, or for as many seconds as asked: ``nox -s fuzz -- 3600``."""
-    seconds = session.posargs[0] if session.posargs else "60"
+    """Each fuzzer for a minute with the same cases every time, or for as many seconds as asked with new ones."""
+    seconds, seed = (session.posargs[0], []) if session.posargs else ("60", ["0"])
     session.install("cmake", "ninja", ".[dev]")
     build = session.create_tmp()
     options = ["-DLNBP_BUILD_TESTS=ON", "-DLNBP_SANITIZE=address;undefined", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
     session.run("cmake", "-S", "ops", "-B", build, "-G", "Ninja", *options)
     session.run("cmake", "--build", build, "--target", "fuzz_kernel", "fuzz_node")
     for name in ("fuzz_kernel", "fuzz_node"):
-        session.run(str(Path(build) / "tests" / name), seconds, external=True)
-    session.run("python", "tests/fuzz_graphs.py", "--seconds", seconds)
+        session.run(str(Path(build) / "tests" / name), seconds, *seed, external=True)
+    session.run("python", "tests/fuzz_graphs.py", "--seconds", seconds, *(["--seed", *seed] if seed else []))
 
 
 @nox.session

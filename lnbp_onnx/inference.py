@@ -7,9 +7,9 @@ import onnx
 import onnx_ir as ir
 
 from lnbp_onnx import foreign
-from lnbp_onnx.errors import LnbpError
+from lnbp_onnx.errors import InvalidModelError, LnbpError
 from lnbp_onnx.node import TensorInfo
-from lnbp_onnx.protos import graph_nodes, graphs_in
+from lnbp_onnx.protos import graph_nodes, graphs_in, model_nodes
 
 # Larger tensors carry no shape information and would be copied for nothing.
 _LARGEST_TENSOR_KEPT = 1024
@@ -48,9 +48,11 @@ def infer(
 
     Raises:
         InvalidNodeError: Where the graph holds a LayerNormBackprop node that the specification refuses.
+        InvalidModelError: Where a forward normalisation has an axis that would end onnx.
     """
     infos = {value: info_of(value) for value in _values(graph)}
     skeleton = _skeleton(graph, functions, opset_imports)
+    _refuse_axes_that_end_onnx(skeleton)
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
     except LnbpError:
@@ -59,6 +61,18 @@ def infer(
         return infos
     _collect(graph, inferred.graph, infos)
     return infos
+
+
+def _refuse_axes_that_end_onnx(model: onnx.ModelProto) -> None:
+    # onnx 1.23 cuts the axis of LayerNormalization to 32 bits, and writes beside the shape where that is negative.
+    for node in model_nodes(model):
+        for attribute in node.attribute:
+            if node.op_type == "LayerNormalization" and attribute.name == "axis" and attribute.i >= 2**31:
+                name = node.name or "".join(node.output[:1])
+                raise InvalidModelError(
+                    f"LayerNormalization node {name!r}: attribute 'axis' is {attribute.i}; "
+                    "it must be in [-rank, rank - 1] (the last axis is -1)."
+                )
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -71,6 +71,13 @@ def with_a_tensor_of_another_size() -> onnx.ModelProto:
     return model
 
 
+def with_an_axis_that_ends_onnx() -> onnx.ModelProto:
+    model = Writer(Style(choices=(1,))).write()
+    forward = onnx.helper.make_node("LayerNormalization", ["x", "gamma"], ["y", "m"], name="forward", axis=2**31)
+    model.graph.node.insert(0, forward)
+    return model
+
+
 def with_a_tensor_of_no_type() -> onnx.ModelProto:
     model = Writer(Style(choices=(1,))).write()
     model.graph.initializer[0].data_type = onnx.TensorProto.UNDEFINED
@@ -86,6 +93,7 @@ def with_a_tensor_of_no_type() -> onnx.ModelProto:
         (with_another_version_in_a_function, lnbp_onnx.decompose, "The function local::f imports version 2"),
         (with_a_tensor_of_another_size, lnbp_onnx.fuse, "cannot be read"),
         (with_a_tensor_of_no_type, lnbp_onnx.fuse, "cannot be read"),
+        (with_an_axis_that_ends_onnx, lnbp_onnx.fuse, "'forward': attribute 'axis' is 2147483648; it must be in"),
     ],
 )
 def test_the_fault_is_named(

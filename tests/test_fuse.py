@@ -216,6 +216,20 @@ def test_ort_gradient_without_its_inputs_is_missed() -> None:
     assert "4 of its 5 inputs" in outcome.missed[0].reason
 
 
+@pytest.mark.parametrize("op_type", ["LayerNormalizationGrad", "InvertibleLayerNormalizationGrad"])
+def test_ort_gradient_of_a_type_that_the_operator_has_not_is_missed(op_type: str) -> None:
+    shapes = {"dy": [4, 6], "x": [4, 6], "gamma": [6], "mean": [4, 1], "inv_std": [4, 1]}
+    inputs = {name: (FLOAT, shape) for name, shape in shapes.items()}
+    inputs["gamma"] = (TensorProto.FLOAT8E4M3FN, [6])
+    node = helper.make_node(op_type, [*inputs], ["dx", "dgamma", "dbeta"], name="grad", domain="com.microsoft", axis=-1)
+    model = make_model([node], inputs, {"dx": (FLOAT, [4, 6])}, domains=["com.microsoft"])
+    result, outcome = fuse(model)
+    assert result == model
+    [missed] = outcome.missed
+    assert missed.name == "grad"
+    assert "input 'gamma' has type float8e4m3fn" in missed.reason
+
+
 # What decompose and embed write
 
 

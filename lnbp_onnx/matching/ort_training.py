@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layer-norm gradients of ONNX Runtime training, by the operator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
+from onnx import AttributeProto
 
 from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidNodeError
 from lnbp_onnx.matching.substitute import take_over
-from lnbp_onnx.node import TensorInfo, attribute_protos
+from lnbp_onnx.node import TensorInfo, attribute_protos, describe, parse
 
 DOMAIN = "com.microsoft"
 OP_TYPES = ("LayerNormalizationGrad", "InvertibleLayerNormalizationGrad")
@@ -30,7 +31,7 @@ def replace(node: ir.Node, infos: dict[ir.Value, TensorInfo], unique_name: Calla
     operator gets (Y - bias) / scale / inv_std_var, whose mean is 0.
 
     Raises:
-        InvalidNodeError: Where an input is missing or the axis is not known.
+        InvalidNodeError: Where an input is missing, the axis is not known or the operator does not take the inputs.
     """
     return _Importer(node, infos, unique_name).replace()
 
@@ -47,17 +48,19 @@ class _Importer:
         inputs = [value for value in self._node.inputs if value is not None]
         if len(inputs) != 5:
             raise InvalidNodeError(f"{self._node.op_type} has {len(inputs)} of its 5 inputs")
-        dy, third, gamma, fourth, inv_std = inputs
-        if self._node.op_type == "LayerNormalizationGrad":
-            # The variance is float; the operator's two statistics have one type.
-            x, mean = third, self._in_float(fourth, "mean_cast")
-        else:
-            x, mean = self._input_of(third, gamma, fourth, inv_std), self._zeros_like(inv_std)
-        variance = self._variance(inv_std)
         attribute = self._node.attributes.get("axis")
         if attribute is not None and attribute.is_ref():
             raise InvalidNodeError("its axis is an attribute of the function, whose value is not known here")
-        axis = -1 if attribute is None else attribute.as_int()
+        attributes = attribute_protos(-1 if attribute is None else attribute.as_int(), True, 0.0, True)
+        dy, third, gamma, fourth, inv_std = inputs
+        is_invertible = self._node.op_type == "InvertibleLayerNormalizationGrad"
+        self._check(attributes, third, dy, gamma, inv_std if is_invertible else fourth, inv_std)
+        if is_invertible:
+            x, mean = self._input_of(third, gamma, fourth, inv_std), self._zeros_like(inv_std)
+        else:
+            # The variance is float; the operator's two statistics have one type.
+            x, mean = third, self._in_float(fourth, "mean_cast")
+        variance = self._variance(inv_std)
         outputs = []
         for old, name in zip(self._node.outputs, spec.OUTPUT_NAMES, strict=False):
             wanted = bool(old.name) or name == "input_delta"
@@ -66,13 +69,23 @@ class _Importer:
             spec.DOMAIN,
             spec.OP_TYPE,
             [x, dy, gamma, None, mean, variance],
-            [ir.serde.deserialize_attribute(proto) for proto in attribute_protos(axis, True, 0.0, True).values()],
+            [ir.serde.deserialize_attribute(proto) for proto in attributes.values()],
             outputs=outputs,
             name=self._node.name or self._unique_name(f"{self._label}/{spec.OP_TYPE}"),
         )
         self._nodes.append(operator)
         self._substitute(operator)
         return operator
+
+    def _check(self, attributes: Mapping[str, AttributeProto], *inputs: ir.Value) -> None:
+        """Refuse what the operator would, given its x, dy, gamma, mean and variance, before anything is changed."""
+        infos: list[TensorInfo | None] = [self._infos[value] for value in inputs]
+        infos[3:] = [self._info_in_float(value) for value in inputs[3:]]
+        infos.insert(3, None)
+        try:
+            parse(describe(self._label, []), attributes, infos, [True] * len(spec.OUTPUT_NAMES))
+        except InvalidNodeError as error:
+            raise InvalidNodeError(str(error).removesuffix(".")) from error
 
     def _substitute(self, operator: ir.Node) -> None:
         node, graph = self._node, self._node.graph
@@ -115,10 +128,14 @@ class _Importer:
 
     def _in_float(self, value: ir.Value, name: str) -> ir.Value:
         """Return a value of a half type in float, any other one as it is."""
-        element_type = self._infos[value].element_type
-        if element_type is None or ir.DataType(element_type) not in _HALF:
+        if self._info_in_float(value) == self._infos[value]:
             return value
         return self._step("Cast", [value], name, to=ir.DataType.FLOAT)
+
+    def _info_in_float(self, value: ir.Value) -> TensorInfo:
+        info = self._infos[value]
+        is_half = info.element_type is not None and ir.DataType(info.element_type) in _HALF
+        return TensorInfo(ir.DataType.FLOAT, info.shape) if is_half else info
 
     def _step(
         self,
