@@ -250,8 +250,12 @@ struct Elements<Float16> {
   using Vector = Floats;
   using Columns = Elements<float>;
 
-  template <typename Part>
-  static LNBP_INLINE Floats Load(const Float16* from, Part part) {
+  static LNBP_INLINE Floats Load(const Float16* from, Whole) {
+    const auto* halves = reinterpret_cast<const __m128i*>(from);
+    return {_mm256_cvtph_ps(_mm_loadu_si128(halves)),
+            _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
+  }
+  static LNBP_INLINE Floats Load(const Float16* from, First part) {
     const __m256i halves = LoadHalves(from, part);
     return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
             _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
