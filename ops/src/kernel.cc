@@ -137,8 +137,8 @@ class Backprop {
       for (const auto& gradient : gradients_) gradient.StoreZeros();
       return KernelResult::kOk;
     }
-    plan_ = MakePlan(num_rows_, norm_size_, element_size_);
     past_cache_ = IsPastCache();
+    plan_ = MakePlan(num_rows_, norm_size_, element_size_, past_cache_);
     if (needs_gamma_row()) gamma_row_ = scratch_.Add<C>(norm_size_);
     if (plan_.by_columns) {
       column_means_ = scratch_.Add<double>(num_rows_, plan_.num_tiles);

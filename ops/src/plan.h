@@ -30,8 +30,9 @@ struct Plan {
   bool has_many_tiles() const { return block_rows > kMaxTileRows; }
 };
 
+// `past_cache` is that of Tile. No sum depends on it.
 Plan MakePlan(std::size_t num_rows, std::size_t norm_size,
-              std::size_t element_size);
+              std::size_t element_size, bool past_cache);
 
 }  // namespace lnbp
 
