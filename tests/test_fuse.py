@@ -727,3 +727,11 @@ def test_wide_rows_are_not_computed() -> None:
     model = Writer(style).write()
     _, outcome = fuse(model)
     assert len(outcome.fused) == 1
+
+
+def test_strings() -> None:
+    model = Writer(Style()).write()
+    model.graph.initializer.append(helper.make_tensor("words", TensorProto.STRING, [2], ["a", "b"]))
+    model.graph.node.append(helper.make_node("Identity", ["words"], ["copied"]))
+    model.graph.output.append(helper.make_tensor_value_info("copied", TensorProto.STRING, [2]))
+    assert len(fuse(model)[1].fused) == 1

@@ -97,7 +97,7 @@ def _is_of(value: ir.Value, graph: ir.Graph) -> bool:
 
 
 def _tensor_key(tensor: ir.TensorProtocol) -> Hashable | None:
-    if isinstance(tensor, ir.ExternalTensor) or tensor.nbytes > _LARGEST_TENSOR:
+    if isinstance(tensor, ir.ExternalTensor) or tensor.dtype == ir.DataType.STRING or tensor.nbytes > _LARGEST_TENSOR:
         return None
     return ("constant", tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes())
 
