@@ -735,3 +735,15 @@ def test_strings() -> None:
     model.graph.node.append(helper.make_node("Identity", ["words"], ["copied"]))
     model.graph.output.append(helper.make_tensor_value_info("copied", TensorProto.STRING, [2]))
     assert len(fuse(model)[1].fused) == 1
+
+
+def test_power_with_several_integers() -> None:
+    style = Style(stats="rstd")
+    model = Writer(style).write()
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(2, 12), "exponents"))
+    model.graph.node.append(helper.make_node("Pow", ["x", "exponents"], ["powers"]))
+    model.graph.output.append(helper.make_tensor_value_info("powers", FLOAT, style.shape))
+    result, outcome = fuse(model)
+    assert len(outcome.fused) == 1
+    values = feeds(style)
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))

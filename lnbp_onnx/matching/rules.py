@@ -173,8 +173,10 @@ def _pow(call: _Call) -> Known:
     _require_real_data(call)
     exponent = call.arguments[1]
     if isinstance(exponent, Lengths):
-        [number] = call.integers(1)
-        value: Fraction | None = Fraction(number)
+        numbers = call.integers(1)
+        if len(numbers) != 1:
+            raise NotExpressibleError
+        value: Fraction | None = Fraction(numbers[0])
         axes: tuple[Axis, ...] = () if exponent.is_scalar else ((),)
     else:
         value, axes = constant_value(call.tensor(1).element), call.tensor(1).axes
