@@ -747,3 +747,18 @@ def test_power_with_several_integers() -> None:
     assert len(outcome.fused) == 1
     values = feeds(style)
     assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
+
+
+def test_sum_over_no_axes_is_none() -> None:
+    """Without axes, a reduction that is told to do nothing then does nothing."""
+    style = Style(shape=(6,), affine=False, stats="rstd")
+    model = Writer(style).write()
+    assert len(fuse(model)[1].fused) == 1
+    for node in model.graph.node:
+        if node.op_type.startswith("Reduce"):
+            del node.input[1:]
+            node.attribute.append(helper.make_attribute("noop_with_empty_axes", 1))
+    del model.graph.value_info[:]
+    result, outcome = fuse(model)
+    assert not outcome.fused
+    assert result == model

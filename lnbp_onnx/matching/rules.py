@@ -192,7 +192,7 @@ def _reduction(*, mean: bool = False, square: bool = False) -> Callable[[_Call],
         tensor = call.tensor(0)
         axes = call.axes()
         if not axes:
-            if axes is not None and call.attribute("noop_with_empty_axes", 0):
+            if call.attribute("noop_with_empty_axes", 0):
                 raise NotExpressibleError
             axes = list(range(len(tensor.axes)))
         if square:
