@@ -585,12 +585,19 @@ def test_views_that_keep_lengths(target: list[int]) -> None:
     assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
 
 
-def test_gamma_of_unknown_length_may_be_one_number() -> None:
-    model = Writer(Style(shape=(3, 4), choices=(1, 5, 2))).write()
-    [gamma] = [value for value in model.graph.input if value.name == "gamma"]
-    gamma.type.tensor_type.shape.dim[0].dim_param = "G"
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_gamma_of_unknown_length_may_be_one_number(is_wide: bool) -> None:
+    style = Style(shape=(3, 4), stats="rstd", choices=(0,) if is_wide else (1, 5, 2))
+    model = Writer(style).write()
+    for value in model.graph.input:
+        last = value.type.tensor_type.shape.dim[-1]
+        if value.name == "gamma":
+            last.Clear()
+        elif is_wide and value.name in ("x", "dy"):
+            last.dim_param = "columns"
+    del model.graph.value_info[:]
     result, _ = fuse(model)
-    values = feeds(Style(shape=(3, 4)))
+    values = feeds(style)
     for length in (1, 4):
         values["gamma"] = values["gamma"][:length]
         values["gamma"] = np.resize(values["gamma"], length)
@@ -762,3 +769,17 @@ def test_sum_over_no_axes_is_none() -> None:
     result, outcome = fuse(model)
     assert not outcome.fused
     assert result == model
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_statistic_of_unknown_length_may_be_one_number(length: int) -> None:
+    style = Style(shape=(3, 4), stats="rstd", dynamic=True)
+    model = Writer(style).write()
+    [mean] = [value for value in model.graph.input if value.name == "mean"]
+    mean.CopyFrom(helper.make_tensor_value_info("means", FLOAT, [None]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 1]), "column"))
+    model.graph.node.insert(0, helper.make_node("Reshape", ["means", "column"], ["mean"]))
+    result, _ = fuse(model)
+    values = feeds(style)
+    values["means"] = values.pop("mean")[:length, 0]
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))

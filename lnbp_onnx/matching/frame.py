@@ -50,7 +50,7 @@ class Frame:
         kept = len(self.dims) - self.axis
         if _same_dims(shape, (*lead, *([1] * kept))):
             return (*self.labels[: self.axis], *([()] * kept))
-        return (self.lead,) if len(shape) == 1 and shape[0] == static_length(self.lead) else None
+        return (self.lead,) if _is_flat(shape, self.lead) else None
 
     def row_axes(self, shape: Sequence[Dim]) -> tuple[Axis, ...] | None:
         """Return the axes of a parameter that is broadcast to the normalised axes, or flat."""
@@ -70,7 +70,7 @@ class Frame:
                     break
             else:
                 return tuple(axes)
-        return (self.norm,) if len(shape) == 1 and shape[0] == static_length(self.norm) else None
+        return (self.norm,) if _is_flat(shape, self.norm) else None
 
 
 def split_axis(axis: Axis, split: SplitError) -> Axis:
@@ -82,6 +82,10 @@ def split_axis(axis: Axis, split: SplitError) -> Axis:
         else:
             parts.append(each)
     return tuple(parts)
+
+
+def _is_flat(shape: Sequence[Dim], axis: Axis) -> bool:
+    return len(shape) == 1 and shape[0] is not None and shape[0] == static_length(axis)
 
 
 def _same_dims(shape: Sequence[Dim], wanted: Sequence[Dim]) -> bool:
