@@ -783,3 +783,22 @@ def test_statistic_of_unknown_length_may_be_one_number(length: int) -> None:
     values = feeds(style)
     values["means"] = values.pop("mean")[:length, 0]
     assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
+
+
+def test_given_statistics_of_a_half_type() -> None:
+    """1 / std in half is squared in float, and the operator's statistics have one type."""
+    style = Style(t="float16", stats="rstd")
+    model = Writer(style).write()
+    values = feeds(style)
+    for value in model.graph.input:
+        if value.name in ("mean", "rstd"):
+            for node in model.graph.node:
+                node.input[:] = [f"{name}_wide" if name == value.name else name for name in node.input]
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+            model.graph.node.insert(0, helper.make_node("Cast", [value.name], [f"{value.name}_wide"], to=FLOAT))
+            values[value.name] = values[value.name].astype(np.float16)
+    result, outcome = fuse(model)
+    onnx.checker.check_model(result, full_check=True)
+    [fused] = outcome.fused
+    assert fused.node.inputs[1] is not None
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values), 2e-3)

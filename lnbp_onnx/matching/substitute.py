@@ -102,7 +102,7 @@ class Substitution:
             self._in_order(gradient, label, nodes),
             self._in_shape(gradient, label, nodes),
             gradient.beta,
-            gradient.mean,
+            self._mean(gradient, label, nodes),
             self._variance(gradient.statistic, label, nodes),
         )
         operator = self._operator(gradient, inputs, label, targets)
@@ -179,20 +179,31 @@ class Substitution:
         info = TensorInfo(self._infos[gradient.gamma].element_type, gradient.gamma_shape)
         return self._reshaped(nodes, gradient.gamma, shape, f"{label}/gamma", info)
 
+    def _mean(self, gradient: Gradient, label: str, nodes: list[ir.Node]) -> ir.Value | None:
+        """Return the mean, in float where the variance is computed in it: the two must have one type."""
+        if gradient.mean is None or gradient.statistic is None or gradient.statistic.kind == "variance":
+            return gradient.mean
+        return self._in_float(nodes, gradient.mean, f"{label}/mean")
+
     def _variance(self, statistic: Statistic | None, label: str, nodes: list[ir.Node]) -> ir.Value | None:
         """Return the variance, computed where only its root is at hand."""
         if statistic is None or statistic.kind == "variance":
             return None if statistic is None else statistic.value
-        value, info = statistic.value, self._infos[statistic.value]
-        if info.element_type in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-            # The square of a half number is often none.
-            info = TensorInfo(ir.DataType.FLOAT, info.shape)
-            to = ir.AttrInt64("to", ir.DataType.FLOAT)
-            value = self._step(nodes, "Cast", [value], f"{label}/statistic", info, to)
+        # The square of a half number is often none.
+        value = self._in_float(nodes, statistic.value, f"{label}/statistic")
+        info = self._infos[value]
         if statistic.kind == "std":
             return self._step(nodes, "Mul", [value, value], f"{label}/variance", info)
         squared = self._step(nodes, "Mul", [value, value], f"{label}/rstd_squared", info)
         return self._step(nodes, "Reciprocal", [squared], f"{label}/variance", info)
+
+    def _in_float(self, nodes: list[ir.Node], value: ir.Value, name: str) -> ir.Value:
+        """Return a value of a half type in float, any other one as it is."""
+        info = self._infos[value]
+        if info.element_type not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            return value
+        to = ir.AttrInt64("to", ir.DataType.FLOAT)
+        return self._step(nodes, "Cast", [value], name, TensorInfo(ir.DataType.FLOAT, info.shape), to)
 
     def _reshaped(
         self, nodes: list[ir.Node], value: ir.Value, shape: tuple[int, ...], name: str, info: TensorInfo
