@@ -802,3 +802,27 @@ def test_given_statistics_of_a_half_type() -> None:
     [fused] = outcome.fused
     assert fused.node.inputs[1] is not None
     assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values), 2e-3)
+
+
+def test_root_of_a_squared_reciprocal_is_positive() -> None:
+    """As in the root of (1 / d)^2, which is no 1 / d where d is negative."""
+    style = Style(stats="rstd", choices=(1, 5, 2))
+    model = Writer(style).write()
+    nodes = list(model.graph.node)
+    [at] = [index for index, node in enumerate(nodes) if node.op_type == "Sub" and list(node.input) == ["x", "mean"]]
+    [d] = nodes[at].output
+    [xhat, *_] = [node for node in nodes if d in node.input and "rstd" in node.input]
+    users = [node for node in nodes if xhat.output[0] in node.input]
+    users[0].input[:] = ["magnitude" if name == xhat.output[0] else name for name in users[0].input]
+    nodes[at + 1 : at + 1] = [
+        helper.make_node("Reciprocal", [d], ["reciprocal"]),
+        helper.make_node("Mul", ["reciprocal", "reciprocal"], ["square"]),
+        helper.make_node("Sqrt", ["square"], ["root"]),
+        helper.make_node("Div", ["rstd", "root"], ["magnitude"]),
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    result, _ = fuse(onnx.shape_inference.infer_shapes(model))
+    values = feeds(style)
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))

@@ -159,7 +159,7 @@ def power(polynomial: Polynomial, exponent: Fraction) -> Polynomial:
     if len(polynomial) > 1:
         return {frozenset([(Base(frozenset(polynomial.items())), exponent)]): Fraction(1)}
     [(monomial, coefficient)] = polynomial.items()
-    if exponent.denominator != 1 and not all(_is_positive(each) for each, _ in monomial):
+    if exponent.denominator != 1 and not _is_positive(monomial):
         raise NotExpressibleError
     raised = frozenset((each, own * exponent) for each, own in monomial)
     return {raised: _number_power(coefficient, exponent)}
@@ -210,9 +210,16 @@ def _product(a: Monomial, b: Monomial) -> Polynomial:
     return product
 
 
-def _is_positive(value: Atom) -> bool:
-    # A graph that takes a root of a polynomial works where it is positive.
-    return isinstance(value, Length | Base) or (isinstance(value, Leaf) and value.is_positive)
+def _is_positive(monomial: Monomial) -> bool:
+    """Return whether all atoms are positive where a graph that takes a root of the monomial works."""
+    bases = [exponent for each, exponent in monomial if isinstance(each, Base)]
+    others = [each for each, _ in monomial if not isinstance(each, Base)]
+    # The root of (1 / d)^2 works where d is negative, and is 1 / |d|; so does that of a product of two.
+    return (
+        len(bases) <= 1
+        and all(exponent.numerator % 2 for exponent in bases)
+        and all(isinstance(each, Length) or (isinstance(each, Leaf) and each.is_positive) for each in others)
+    )
 
 
 def _number_power(value: Fraction, exponent: Fraction) -> Fraction:
