@@ -826,3 +826,17 @@ def test_root_of_a_squared_reciprocal_is_positive() -> None:
     result, _ = fuse(onnx.shape_inference.infer_shapes(model))
     values = feeds(style)
     assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
+
+
+@pytest.mark.parametrize("op_type", ["LayerNormalizationGrad", "InvertibleLayerNormalizationGrad"])
+def test_function_named_as_an_ort_gradient_stays(op_type: str) -> None:
+    body = [helper.make_node("Sub", ["dy", "x"], ["dx"])]
+    opsets = [helper.make_opsetid("", 17)]
+    names = ["dy", "x", "gamma", "mean", "inv_std"]
+    function = helper.make_function("com.microsoft", op_type, names, ["dx"], body, opsets)
+    node = helper.make_node(op_type, names, ["dx"], domain="com.microsoft")
+    shapes = {"dy": [4, 6], "x": [4, 6], "gamma": [6], "mean": [4, 1], "inv_std": [4, 1]}
+    inputs = {name: (FLOAT, shape) for name, shape in shapes.items()}
+    model = make_model([node], inputs, {"dx": (FLOAT, [4, 6])}, domains=["com.microsoft"])
+    model.functions.append(function)
+    assert fuse(model)[0] == model

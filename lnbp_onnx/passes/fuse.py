@@ -138,6 +138,8 @@ class _Fuser:
 
     def _import_operators(self, graph: ir.Graph, place: str) -> None:
         for node in [node for node in graph if ort_training.is_gradient(node)]:
+            if node.op_identifier() in self._model.functions:
+                continue
             form = node.op_type
             try:
                 self.fused.append(Fused(ort_training.replace(node, self._infos, self._unique_name), place, form))
