@@ -840,3 +840,15 @@ def test_function_named_as_an_ort_gradient_stays(op_type: str) -> None:
     model = make_model([node], inputs, {"dx": (FLOAT, [4, 6])}, domains=["com.microsoft"])
     model.functions.append(function)
     assert fuse(model)[0] == model
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (6,)])
+def test_one_row_whose_gradient_the_graph_computes(shape: tuple[int, ...]) -> None:
+    """There beta_delta is output_delta, which must not become what the operator itself returns."""
+    style = Style(shape=shape, is_amid=True)
+    model = Writer(style).write()
+    result, outcome = fuse(model)
+    onnx.checker.check_model(result, full_check=True)
+    assert len(outcome.fused) == 1
+    values = feeds(style)
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))

@@ -119,7 +119,8 @@ class Substitution:
 
     def _targets(self, gradient: Gradient, name: str, position: tuple[int, ...]) -> list[_Target]:
         """Choose the values to replace, of those that are equal to an output."""
-        equal = gradient.outputs.get(name, ())
+        # Where there is one row, beta_delta is dy.
+        equal = [value for value in gradient.outputs.get(name, ()) if value is not gradient.dy]
         wanted = self._reference_shape(gradient, name)
         exact = [value for value in equal if gradient.is_shaped or self._infos[value].shape == wanted]
         chosen: dict[ir.Value, _Target] = {}
