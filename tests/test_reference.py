@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from cases import CASES, OUTPUTS, Case
 from hypothesis import given
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 from strategies import problems
 
 import lnbp_onnx
@@ -160,3 +162,21 @@ def test_shapes_are_checked() -> None:
         lnbp_onnx.InvalidNodeError, match=r"^LayerNormBackprop: input 'output_delta' has shape \[4, 3\]"
     ):
         lnbp_onnx.layer_norm_backprop(**arrays)
+
+
+def test_omitted_outputs_are_not_omitted_inputs() -> None:
+    """ONNX's evaluator keeps an output without a name, and hands it to the next node that omits an input."""
+    arrays = {name: value for name, value in Case("omitted", (3, 4)).arrays().items() if name != "beta"}
+    roles = {name: name for name in ("gamma", "mean", "variance")}
+    nodes = [
+        lnbp_onnx.make_node("input_forward", "output_delta", outputs=["first", "", "beta_delta"], **roles),
+        lnbp_onnx.make_node("input_forward", "first", outputs=["second", "", ""], **roles),
+    ]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape) for name, value in arrays.items()]
+    outputs = [helper.make_tensor_value_info("second", TensorProto.FLOAT, [3, 4])]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(lnbp_onnx.DOMAIN, lnbp_onnx.OP_VERSION)]
+    model = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs), opset_imports=opsets)
+    [found] = ReferenceEvaluator(model, new_ops=[lnbp_onnx.LayerNormBackprop]).run(None, arrays)
+    first, _, _ = lnbp_onnx.layer_norm_backprop(**arrays)
+    expected, _, _ = lnbp_onnx.layer_norm_backprop(**arrays | {"output_delta": first})
+    np.testing.assert_array_equal(found, expected)
