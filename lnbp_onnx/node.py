@@ -58,7 +58,8 @@ def _may_equal(a: Dim, b: Dim) -> bool:
     return not (isinstance(a, int) and isinstance(b, int) and a != b)
 
 
-def _may_match(shape: Sequence[Dim], wanted: Sequence[Dim]) -> bool:
+def may_match(shape: Sequence[Dim], wanted: Sequence[Dim]) -> bool:
+    """Return whether two shapes are not known to differ."""
     return len(shape) == len(wanted) and all(map(_may_equal, shape, wanted))
 
 
@@ -192,7 +193,8 @@ def describe(name: str, outputs: Iterable[str]) -> str:
     return f"{spec.OP_TYPE} node with output {output!r}" if output else spec.OP_TYPE
 
 
-def _format_shape(shape: Sequence[Dim]) -> str:
+def format_shape(shape: Sequence[Dim]) -> str:
+    """Return a shape for a person to read."""
     return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
 
 
@@ -324,9 +326,9 @@ class _Reader:
         )
         if forward is None or delta is None:
             return delta if forward is None else forward
-        if not _may_match(forward, delta):
+        if not may_match(forward, delta):
             self.refuse(
-                f"input 'output_delta' has shape {_format_shape(delta)} and input_forward {_format_shape(forward)}; "
+                f"input 'output_delta' has shape {format_shape(delta)} and input_forward {format_shape(forward)}; "
                 "the two must be equal",
                 "output_delta is the gradient with respect to the normalised output",
             )
@@ -340,10 +342,10 @@ class _Reader:
         broadcasts = len(shape) <= len(norm) and all(
             dim == 1 or _may_equal(dim, n) for dim, n in zip(shape, tail, strict=True)
         )
-        if not broadcasts and not _may_match(shape, (static_size(norm),)):
+        if not broadcasts and not may_match(shape, (static_size(norm),)):
             self.refuse(
-                f"input {name!r} has shape {_format_shape(shape)}; it must broadcast to the normalised axes "
-                f"{_format_shape(norm)}, or be 1-D with one element for each of theirs",
+                f"input {name!r} has shape {format_shape(shape)}; it must broadcast to the normalised axes "
+                f"{format_shape(norm)}, or be 1-D with one element for each of theirs",
                 "reshape it, or move begin_norm_axis",
             )
 
@@ -351,10 +353,10 @@ class _Reader:
         if info is None or info.shape is None:
             return
         kept = lead + (1,) * (rank - len(lead))
-        if not any(_may_match(info.shape, wanted) for wanted in (lead, kept, (static_size(lead),))):
+        if not any(may_match(info.shape, wanted) for wanted in (lead, kept, (static_size(lead),))):
             self.refuse(
-                f"input {name!r} has shape {_format_shape(info.shape)}; it must be {_format_shape(lead)}, "
-                f"{_format_shape(kept)}, or 1-D with one element for each row",
+                f"input {name!r} has shape {format_shape(info.shape)}; it must be {format_shape(lead)}, "
+                f"{format_shape(kept)}, or 1-D with one element for each row",
                 "reshape it, or move begin_norm_axis",
             )
 

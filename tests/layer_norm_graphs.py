@@ -26,6 +26,7 @@ MISTAKES = (
     "other mean",
     "variance",
     "truncated",
+    "mean size",
 )
 OPSETS = (11, 13, 18, 21)
 
@@ -178,6 +179,8 @@ class Writer:
                 )
             )
         mean = "mean" if style.stats != "computed" else self.mean(x)
+        if style.mistake == "mean size":
+            mean = self.mul(mean, self.constant(size / (size + 1)))
         d = self.sub(x, mean)
         if style.stats in ("computed", "variance"):
             variance = "variance" if style.stats == "variance" else self.mean_of_squares(d)
@@ -306,7 +309,7 @@ def styles(draw: st.DrawFn, mistaken: bool = False) -> Style:
     mistake = draw(st.sampled_from(MISTAKES)) if mistaken else ""
     if mistaken:
         # Any column may be a given variance.
-        sources = ["computed"] if mistake == "variance" else ["computed", "variance"]
+        sources = ["computed"] if mistake in ("variance", "mean size") else ["computed", "variance"]
     return Style(
         shape=shape,
         norm_rank=draw(st.integers(1, min(2, len(shape) - 1))),

@@ -416,6 +416,7 @@ def test_mistakes_are_near_misses(mistake: str) -> None:
         "truncated": "but nothing equal to input_delta follows",
         "power": "differs in rstd * xhat * mean(g * xhat)",
         "offset": "has other terms beside it",
+        "mean size": "is the sum of 'x' over each row, but not the mean",
     }
     assert wrong[mistake] in missed.reason
 
@@ -852,3 +853,14 @@ def test_one_row_whose_gradient_the_graph_computes(shape: tuple[int, ...]) -> No
     assert len(outcome.fused) == 1
     values = feeds(style)
     assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
+
+
+@pytest.mark.parametrize("stats", ["computed", "rstd"])
+def test_shapes_not_known_to_be_equal_are_near_misses(stats: str) -> None:
+    model = Writer(Style(dynamic=True, stats=stats)).write()
+    [dy] = [value for value in model.graph.input if value.name == "dy"]
+    dy.type.tensor_type.shape.dim[0].dim_param = "C"
+    del model.graph.value_info[:]
+    _, outcome = fuse(onnx.shape_inference.infer_shapes(model))
+    assert not outcome.fused
+    assert "has shape [C, 3, 10], which is not known to be that of 'x', [B, 3, 10]" in outcome.missed[0].reason

@@ -14,7 +14,7 @@ from lnbp_onnx.matching.gradient import Statistic
 from lnbp_onnx.matching.numbering import Numbering
 from lnbp_onnx.matching.tensors import Axis, Tensor
 from lnbp_onnx.matching.views import MOST_VIEWS, VIEWS, origins, producer, roots
-from lnbp_onnx.node import Dim
+from lnbp_onnx.node import Dim, format_shape, may_match
 
 _COMBINING = frozenset({"Mul", "Div", "MatMul"})
 
@@ -160,6 +160,24 @@ class Leaves:
                 if root not in seen and self.is_scale(root):
                     seen.add(root)
                     yield root
+
+    def doubts(self, evaluation: Evaluation, x: ir.Value) -> Iterator[str]:
+        """Yield of what might be dy by all that is known that its shape is not known to be x's."""
+        dims, element_type = self.frame.dims, self._infos[x].element_type
+        for operand in self._operands(evaluation.nodes(), evaluation):
+            for value in roots(operand):
+                info = self._infos[value]
+                shape = info.shape or ()
+                if info.element_type != element_type or not may_match(shape, dims):
+                    continue
+                # What may be broadcast to x is no gradient.
+                if self.frame.matrix_axes(shape, None) is None and not any(
+                    a != b and a == 1 for a, b in zip(shape, dims, strict=True)
+                ):
+                    yield (
+                        f"{value.name!r} has shape {format_shape(shape)}, which is not known to be that of {x.name!r}, "
+                        f"{format_shape(dims)} (name equal lengths alike in the model)"
+                    )
 
     def is_scale(self, value: ir.Value) -> bool:
         """Return whether a value may be gamma; a single number is a constant factor."""

@@ -173,9 +173,12 @@ class _Search:
     def _with_mean(self, evaluation: Evaluation, frame: Frame, column: ir.Value) -> bool:
         """Try the mean as computed or as given; return whether a gradient was found that no other can better."""
         leaves = Leaves(frame, self.constants, self.numbering)
-        found = evaluation.tensor(column)
+        found, wanted = evaluation.tensor(column), mean_of(leaf("x", frame.labels), frame)
         means: list[ir.Value | None] = []
-        if found is None or found.element == mean_of(leaf("x", frame.labels), frame):
+        if found is not None and found.element != wanted and found.element.keys() == wanted.keys():
+            reason = f"{column.name!r} is the sum of {self.x.name!r} over each row, but not the mean"
+            self.progress.reasons.append((0, reason))
+        if found is None or found.element == wanted:
             given = leaves.given_mean(column)
             means = ([] if found is None else [None]) + ([] if given is None else [given])
         for mean in means:
@@ -195,6 +198,8 @@ class _Search:
             roles.is_complete and self._match(evaluation, roles, frame, leaves)
         ):
             return True
+        if roles.dy is None and (roles.mean is None or roles.statistic is not None):
+            self.progress.reasons += [(-1, reason) for reason in leaves.doubts(evaluation, self.x)]
         if matches == self.progress.matches and self.progress.budget > 0:
             # As the graph only loses nodes, what matches nothing never will.
             self.failed.add((roles, frame.axis, tuple(frame.labels)))
