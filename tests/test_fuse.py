@@ -688,11 +688,14 @@ def test_output_used_before_the_operands_are_there_stays() -> None:
     assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
 
 
-def test_negative_root_is_not_taken() -> None:
+@pytest.mark.parametrize(("op_type", "domain"), [("Neg", ""), ("Sqrt", "my")])
+def test_negative_root_is_not_taken(op_type: str, domain: str) -> None:
     """With -1 / std for 1 / std the gradient has the other sign, which no variance gives."""
     model = Writer(Style(stats="rstd")).write()
     model.graph.input[-1].name = "positive"
-    model.graph.node.insert(0, helper.make_node("Neg", ["positive"], ["rstd"]))
+    model.graph.node.insert(0, helper.make_node(op_type, ["positive"], ["rstd"], domain=domain))
+    model.opset_import.append(helper.make_opsetid("my", 1))
+    model.graph.value_info.append(helper.make_tensor_value_info("rstd", FLOAT, [4, 3, 1]))
     result, outcome = fuse(model)
     assert not outcome.fused
     assert result == model

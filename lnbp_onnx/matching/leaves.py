@@ -258,6 +258,8 @@ def _may_be_positive(value: ir.Value) -> bool:
     """Return whether a statistic is positive as far as its producers tell; one that is handed in is."""
     for _ in range(2 * MOST_VIEWS):
         node = value.producer()
+        if node is not None and node.domain not in ("", "ai.onnx"):
+            return False
         if node is None or node.op_type in ("Sqrt", "Exp"):
             return True
         if node.op_type == "LayerNormalization":
