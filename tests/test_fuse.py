@@ -169,9 +169,11 @@ def test_recorded_ort_gradient() -> None:
     assert_same(expected, ReferenceRunner(result).run(values))
 
 
-@pytest.mark.parametrize("t", ["float", "float16"])
-def test_invertible_gradient(t: str) -> None:
-    element_type = FLOAT if t == "float" else TensorProto.FLOAT16
+@pytest.mark.parametrize(
+    ("t", "u"), [("float", "float"), ("float16", "float"), ("double", "float"), ("double", "double")]
+)
+def test_invertible_gradient(t: str, u: str) -> None:
+    element_type, statistic_type = (TensorProto.DataType.Value(name.upper()) for name in (t, u))
     dtype = helper.tensor_dtype_to_np_dtype(element_type)
     node = helper.make_node(
         "InvertibleLayerNormalizationGrad",
@@ -187,7 +189,7 @@ def test_invertible_gradient(t: str) -> None:
             "y": (element_type, [4, 6]),
             "gamma": (element_type, [6]),
             "beta": (element_type, [6]),
-            "inv_std": (FLOAT, [4, 1]),
+            "inv_std": (statistic_type, [4, 1]),
         },
         {"dx": (element_type, [4, 6]), "dgamma": (element_type, [6]), "dbeta": (element_type, [6])},
         domains=["com.microsoft"],
@@ -200,12 +202,13 @@ def test_invertible_gradient(t: str) -> None:
     mean, variance = x.mean(axis=1), x.var(axis=1)
     inv_std = 1 / np.sqrt(variance + 1e-5)[:, None]
     y = ((x - mean[:, None]) * inv_std * gamma + beta).astype(dtype)
-    values = {"dy": dy, "y": y, "gamma": gamma, "beta": beta, "inv_std": inv_std.astype(np.float32)}
+    values = {"dy": dy, "y": y, "gamma": gamma, "beta": beta, "inv_std": inv_std}
+    values["inv_std"] = inv_std.astype(helper.tensor_dtype_to_np_dtype(statistic_type))
     found = ReferenceRunner(result).run(values)
     expected = lnbp_onnx.layer_norm_backprop(x, dy.astype(np.float64), gamma.astype(np.float64), use_stats=False)
     for name, array in zip(("dx", "dgamma", "dbeta"), expected, strict=True):
         assert array is not None
-        np.testing.assert_allclose(found[name], array, atol=1e-5 if t == "float" else 2e-2)
+        np.testing.assert_allclose(found[name], array, atol=2e-2 if t == "float16" else 1e-5)
 
 
 def test_ort_gradient_without_its_inputs_is_missed() -> None:

@@ -112,6 +112,8 @@ class _Importer:
         """Return what the normalisation had for input, less its mean; half types are computed in float."""
         element_type = self._infos[y].element_type
         y, gamma, beta, inv_std = (self._in_float(value, "cast") for value in (y, gamma, beta, inv_std))
+        if element_type == ir.DataType.DOUBLE:
+            gamma, beta, inv_std = (self._in_double(value) for value in (gamma, beta, inv_std))
         value = self._step("Sub", [y, beta], "unshifted")
         value = self._step("Div", [value, gamma], "xhat")
         value = self._step("Div", [value, inv_std], "centred")
@@ -121,8 +123,10 @@ class _Importer:
 
     def _zeros_like(self, inv_std: ir.Value) -> ir.Value:
         shape = self._step("Shape", [inv_std], "rows_shape", info=TensorInfo(ir.DataType.INT64))
-        zero = ir.AttrTensor("value", ir.tensor(np.zeros(1, np.float32)))
-        output = self._output("mean", TensorInfo(ir.DataType.FLOAT, self._infos[inv_std].shape))
+        info = self._info_in_float(inv_std)
+        dtype = ir.DataType(info.element_type or ir.DataType.FLOAT)
+        zero = ir.AttrTensor("value", ir.tensor(np.zeros(1, dtype.numpy())))
+        output = self._output("mean", info)
         self._nodes.append(ir.Node("", "ConstantOfShape", [shape], [zero], outputs=[output], name=output.name))
         return output
 
@@ -131,6 +135,11 @@ class _Importer:
         if self._info_in_float(value) == self._infos[value]:
             return value
         return self._step("Cast", [value], name, to=ir.DataType.FLOAT)
+
+    def _in_double(self, value: ir.Value) -> ir.Value:
+        if self._infos[value].element_type == ir.DataType.DOUBLE:
+            return value
+        return self._step("Cast", [value], "cast", to=ir.DataType.DOUBLE)
 
     def _info_in_float(self, value: ir.Value) -> TensorInfo:
         info = self._infos[value]
