@@ -300,7 +300,9 @@ def feeds(style: Style, seed: int = 0) -> dict[str, np.ndarray]:
 
 @st.composite
 def styles(draw: st.DrawFn, mistaken: bool = False) -> Style:
-    shape = tuple(draw(st.lists(st.integers(3, 5), min_size=2, max_size=3)))
+    norm_rank = draw(st.integers(1, 2))
+    lead = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3 - norm_rank))
+    norm = draw(st.lists(st.integers(3, 5), min_size=norm_rank, max_size=norm_rank))
     opset = draw(st.sampled_from(OPSETS))
     types = ["float"] if mistaken else ["float", "float", "double", "float16", "bfloat16"]
     t = draw(st.sampled_from([t for t in types if opset > 11 or t != "bfloat16"]))
@@ -311,8 +313,8 @@ def styles(draw: st.DrawFn, mistaken: bool = False) -> Style:
         # Any column may be a given variance.
         sources = ["computed"] if mistake in ("variance", "mean size") else ["computed", "variance"]
     return Style(
-        shape=shape,
-        norm_rank=draw(st.integers(1, min(2, len(shape) - 1))),
+        shape=(*lead, *norm),
+        norm_rank=norm_rank,
         form=draw(st.sampled_from(FORMS)),
         affine=draw(st.booleans()),
         stats=draw(st.sampled_from(sources)),
