@@ -5,7 +5,7 @@ Each is a standard operator whose output has the type, and where it is an ``Iden
 stands in for. They are seen by shape inference only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from onnx import NodeProto, helper
 
@@ -86,13 +86,19 @@ def stand_ins(node: NodeProto) -> Iterator[NodeProto]:
             yield helper.make_node("Reshape", [node.input[position], UNKNOWN_SHAPE], [output])
 
 
-def with_stand_ins(nodes: list[NodeProto]) -> list[NodeProto]:
-    """Return the nodes of a graph with stand-ins for the foreign ones, in subgraphs, too; the nodes are changed."""
+def with_stand_ins(nodes: list[NodeProto], functions: Container[tuple[str, str]]) -> list[NodeProto]:
+    """Return the nodes of a graph with stand-ins for the foreign ones, in subgraphs, too; the nodes are changed.
+
+    Args:
+        nodes: The nodes.
+        functions: The domains and names of the model's functions, whose calls are not foreign.
+    """
     result: list[NodeProto] = []
     for node in nodes:
-        result += stand_ins(node) if is_foreign(node) else [node]
+        has_stand_ins = is_foreign(node) and (node.domain, node.op_type) not in functions
+        result += stand_ins(node) if has_stand_ins else [node]
         for graph in graphs_in(node):
-            kept = with_stand_ins(list(graph.node))
+            kept = with_stand_ins(list(graph.node), functions)
             del graph.node[:]
             graph.node.extend(kept)
     return result

@@ -96,7 +96,8 @@ def _skeleton(graph: ir.Graph, functions: Iterable[ir.Function], opset_imports: 
     clones = [function.clone() for function in _called(graph, functions)]
     model = ir.to_proto(ir.Model(clone, ir_version=onnx.IR_VERSION, functions=clones))
     if any(foreign.is_foreign(node) for node in graph_nodes(model.graph.node)):
-        nodes = foreign.with_stand_ins(list(model.graph.node))
+        own = {(function.domain, function.name) for function in model.functions}
+        nodes = foreign.with_stand_ins(list(model.graph.node), own)
         del model.graph.node[:]
         model.graph.node.extend(nodes)
         shape = onnx.helper.make_tensor_value_info(foreign.UNKNOWN_SHAPE, onnx.TensorProto.INT64, [None])

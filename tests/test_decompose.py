@@ -585,6 +585,23 @@ def test_model_that_onnxruntime_wrote(tmp_path: Path) -> None:
     assert "lnbp" not in {opset.domain for opset in lnbp_onnx.decompose(written).opset_import}
 
 
+def test_function_named_as_a_training_operator_has_its_own_types() -> None:
+    """The model's own com.microsoft::Scale, unlike ONNX Runtime's, returns another type than it gets."""
+    body = [helper.make_node("Cast", ["a"], ["b"], to=DOUBLE)]
+    function = helper.make_function("com.microsoft", "Scale", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    calls = [helper.make_node("Scale", [name], [f"{name}d"], domain="com.microsoft") for name in ("x", "dy")]
+    node = lnbp_onnx.make_node("xd", "dyd", outputs=["dx", "", ""], use_affine=False, use_stats=False)
+    inputs = {"x": (FLOAT, [4, 6]), "dy": (FLOAT, [4, 6])}
+    outputs = {"dx": (DOUBLE, [4, 6])}
+    model = make_model([*calls, node], inputs, outputs, domains=["com.microsoft"], functions=[function])
+    result = lnbp_onnx.decompose(model)
+    values = draw(x=[4, 6], dy=[4, 6])
+    expected, _, _ = lnbp_onnx.layer_norm_backprop(
+        *(values[name].astype(np.float64) for name in ("x", "dy")), use_affine=False, use_stats=False
+    )
+    np.testing.assert_allclose(PlainRunner(result).run(values)["dx"], expected, atol=1e-12)
+
+
 def chain(length: int) -> ModelProto:
     """A chain of operator nodes."""
     nodes = []
