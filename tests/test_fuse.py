@@ -870,3 +870,20 @@ def test_shapes_not_known_to_be_equal_are_near_misses(stats: str) -> None:
     _, outcome = fuse(onnx.shape_inference.infer_shapes(model))
     assert not outcome.fused
     assert "has shape [C, 3, 10], which is not known to be that of 'x', [B, 3, 10]" in outcome.missed[0].reason
+
+
+def test_large_exponents_take_no_time() -> None:
+    """Coefficients are exact: of 3.7 to the power of a million there would be 24 million bits."""
+    style = Style(stats="rstd", choices=(1, 5, 2))
+    model = Writer(style).write()
+    for name, number in (("base", 3.7), ("exponent", 1e30)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(number), name))
+    [d] = [node.output[0] for node in model.graph.node if list(node.input) == ["x", "mean"]]
+    model.graph.node.append(helper.make_node("Pow", ["base", "exponent"], ["power"]))
+    model.graph.node.append(helper.make_node("Mul", [d, "power"], ["product"]))
+    squares = ["product"]
+    for _ in range(40):
+        squares.append(f"square_{len(squares)}")
+        model.graph.node.append(helper.make_node("Mul", squares[-2:-1] * 2, squares[-1:]))
+    model.graph.output.append(helper.make_tensor_value_info(squares[-1], FLOAT, style.shape))
+    assert len(fuse(model)[1].fused) == 1

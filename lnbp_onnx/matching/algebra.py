@@ -14,6 +14,8 @@ from math import isqrt
 from typing import TypeAlias
 
 _MOST_TERMS = 256
+# Exact coefficients grow with exponents.
+_LARGEST_EXPONENT = 64
 
 
 class NotExpressibleError(Exception):
@@ -147,14 +149,15 @@ def power(polynomial: Polynomial, exponent: Fraction) -> Polynomial:
     """Return the polynomial to a power.
 
     Raises:
-        NotExpressibleError: For a root of what may be negative, and 0 to a power that is not positive.
+        NotExpressibleError: For a root of what may be negative, a large exponent, and 0 to a power that is not
+            positive.
     """
     if exponent.denominator == 1 and 0 < exponent <= 8:
         result = polynomial
         for _ in range(exponent.numerator - 1):
             result = multiply(result, polynomial)
         return result
-    if exponent == 0 or not polynomial:
+    if exponent == 0 or abs(exponent) > _LARGEST_EXPONENT or not polynomial:
         raise NotExpressibleError
     if len(polynomial) > 1:
         return {frozenset([(Base(frozenset(polynomial.items())), exponent)]): Fraction(1)}
@@ -195,6 +198,8 @@ def _product(a: Monomial, b: Monomial) -> Polynomial:
     exponents = dict(a)
     for each, exponent in b:
         exponents[each] = exponents.get(each, Fraction(0)) + exponent
+    if any(abs(exponent) > _LARGEST_EXPONENT for exponent in exponents.values()):
+        raise NotExpressibleError
     whole = [
         (each, exponent)
         for each, exponent in exponents.items()
