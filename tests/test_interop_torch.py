@@ -388,6 +388,16 @@ def test_the_module_is_left_as_it_was() -> None:
     assert all(torch.equal(each, before[name]) for name, each in module.state_dict().items())
 
 
+def test_a_module_with_two_names() -> None:
+    norm = nn.LayerNorm(5)
+    module = modules.Cubes(norm, nn.Linear(5, 5), norm)
+    before = dict(module.named_parameters())
+    arguments = {"x": torch.randn(4, 5)}
+    model = export_joint(module, (), kwargs=arguments)
+    assert all(each is before[name] for name, each in module.named_parameters())
+    assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
 class Written(nn.Module):
     """What a lambda says, of a layer and its input."""
 

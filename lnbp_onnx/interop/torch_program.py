@@ -63,11 +63,19 @@ class Call:
         self.inputs: _NamedTensors = {
             _joined(path): self._leaves[index] for path, index in zip(self.paths, self._indices, strict=True)
         }
-        # A parameter that modules share is here once, under its first name; functional_call puts it everywhere.
+        # A parameter that modules share is here once, under its first name; `run` puts it everywhere.
         parameters = dict(module.named_parameters())
         self.trainable: _NamedTensors = {name: each for name, each in parameters.items() if each.requires_grad}
         self.constants: _NamedTensors = {name: each for name, each in parameters.items() if not each.requires_grad}
         self.constants.update(module.named_buffers())
+        first_names = {each: name for name, each in (*self.trainable.items(), *self.constants.items())}
+        # By the names of all places that the module holds tensors in; a module with several names is there once.
+        self._places = {
+            name: first_names[each]
+            for prefix, part in module.named_modules()
+            for named in (part.named_parameters, part.named_buffers)
+            for name, each in named(prefix, recurse=False, remove_duplicate=False)
+        }
         clashes = self.inputs.keys() & (self.trainable.keys() | self.constants.keys())
         if clashes:
             raise self.refusal(
@@ -88,8 +96,8 @@ class Call:
         for index, name in zip(self._indices, self.inputs, strict=True):
             leaves[index] = tensors[name]
         args, kwargs = pytree.tree_unflatten(leaves, self._structure)
-        state = {name: tensors[name] for name in (*self.trainable, *self.constants)}
-        return torch.func.functional_call(self._module, state, args, kwargs)
+        state = {name: tensors[first] for name, first in self._places.items()}
+        return torch.func.functional_call(self._module, state, args, kwargs, tie_weights=False)
 
     def refusal(self, found: str, mend: str = "") -> InvalidModelError:
         """Return the error that says what was found and how to mend it."""
