@@ -449,12 +449,17 @@ def batch(*names: str) -> dict[str, Any]:
 x = torch.ones(4, 5)
 ids = torch.ones(4, 5, dtype=torch.int64)
 total = Written(lambda layer, x: layer(x).sum())
+norm = nn.BatchNorm1d(5).eval()
 REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "dropout": (modules.Cubes(nn.Linear(5, 3), nn.Dropout(0.5)), (x,), {}, r"draws random numbers.*dropout.*eval\(\)"),
     "random": (Written(lambda layer, x: (layer(x) * torch.rand(4, 3)).sum()), (x,), {}, "draws random numbers.*rand"),
     "running statistics": (
         modules.Cubes(nn.BatchNorm1d(5)), (x,), {},
         r"changes 'layers.0.num_batches_tracked', 'layers.0.running_mean', 'layers.0.running_var'.*eval\(\)",
+    ),
+    "result written to a buffer": (
+        Written(lambda layer, x: torch.add(layer.running_mean, 1, out=layer.running_mean).sum() + layer(x).sum(), norm),
+        (x,), {}, "changes 'layer.running_mean' in place",
     ),
     "changed input": (Written(lambda layer, x: layer(x.mul_(2)).sum()), (x,), {}, "changes 'x' in place"),
     "not a scalar": (nn.Linear(5, 3), (x,), {}, r"loss has shape \[4, 3\].*mean\(\)"),

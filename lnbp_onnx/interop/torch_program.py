@@ -292,7 +292,10 @@ def _written(graph: Any) -> set[Any]:
         schema = getattr(node.target, "_schema", None)
         if node.op != "call_function" or schema is None:
             continue
-        for parameter, value in zip(schema.arguments, node.args, strict=False):
+        named = {parameter.name: value for parameter, value in zip(schema.arguments, node.args, strict=False)}
+        named.update(node.kwargs)
+        for parameter in schema.arguments:
+            value = named.get(parameter.name)
             if parameter.alias_info is None or not isinstance(value, torch.fx.Node):
                 continue
             viewed[node] = viewed.get(value, value)
