@@ -410,6 +410,11 @@ class Written(nn.Module):
         return self.written(self.layer, x)
 
 
+def replaced(layer: nn.Module, x: Any) -> Any:
+    layer.running_mean = layer.running_mean + 1
+    return layer(x).sum()
+
+
 class Named(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -461,6 +466,7 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         Written(lambda layer, x: torch.add(layer.running_mean, 1, out=layer.running_mean).sum() + layer(x).sum(), norm),
         (x,), {}, "changes 'layer.running_mean' in place",
     ),
+    "replaced buffer": (Written(replaced, norm), (x,), {}, "its forward replaces 'layer.running_mean'"),
     "changed input": (Written(lambda layer, x: layer(x.mul_(2)).sum()), (x,), {}, "changes 'x' in place"),
     "not a scalar": (nn.Linear(5, 3), (x,), {}, r"loss has shape \[4, 3\].*mean\(\)"),
     "no loss": (Written(lambda layer, x: {"logits": layer(x)}), (x,), {}, "returns no loss.*'loss'"),

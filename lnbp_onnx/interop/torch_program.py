@@ -97,7 +97,12 @@ class Call:
             leaves[index] = tensors[name]
         args, kwargs = pytree.tree_unflatten(leaves, self._structure)
         state = {name: tensors[first] for name, first in self._places.items()}
-        return torch.func.functional_call(self._module, state, args, kwargs, tie_weights=False)
+        result = torch.func.functional_call(self._module, state, args, kwargs, tie_weights=False)
+        # In `state` is now what the module has had in these places at the end.
+        replaced = sorted(name for name, first in self._places.items() if state[name] is not tensors[first])
+        if replaced:
+            raise self.refusal(f"its forward replaces {', '.join(map(repr, replaced))}, which a model cannot do")
+        return result
 
     def refusal(self, found: str, mend: str = "") -> InvalidModelError:
         """Return the error that says what was found and how to mend it."""
