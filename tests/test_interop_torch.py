@@ -294,6 +294,14 @@ def test_second_derivatives(run: Any) -> None:
     assert_close(run(model, arrays(arguments)), autograd(module, arguments))
 
 
+def test_size_with_a_limit() -> None:
+    module = Written(lambda layer, x: layer(x + torch.linspace(0, 1, 9)[: x.shape[0], None]).pow(3).sum())
+    model = export_joint(module, (x,), dynamic_shapes={"x": {0: torch.export.Dim("length", max=9)}})
+    for length in (1, 4, 9):
+        arguments = {"x": torch.randn(length, 5)}
+        assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
 def test_output_names() -> None:
     norm = nn.LayerNorm(5)
     model = export(norm, (torch.randn(3, 5),), output_names=["normalised"])
@@ -487,13 +495,20 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         Written(lambda layer, x: layer(x).sum() if x.shape[0] > 3 else x.sum()), (x,), batch("x"),
         r"sizes that are dynamic: x.shape\[0\] > 3",
     ),
-    "equal sizes with two names": (Pair(), (x, x), batch("a", "b"), r"a.shape\[0\].*one name"),
+    "equal sizes with two names": (Pair(), (x, x), batch("a", "b"), r"Eq\(a.shape\[0\], b.shape\[0\]\).*one name"),
+    "size with a limit": (
+        Written(lambda layer, x: layer(x + torch.ones(9, 5)[: x.shape[0]]).sum()), (x,), batch("x"),
+        r"x.shape\[0\] <= 9 was assumed.*max=",
+    ),
     "branch on a value": (
         Written(lambda layer, x: layer(x).sum() if x.sum() > 3 else x.sum()), (x,), {}, "torch .* cannot trace it",
     ),
     "size that the module fixes": (
         Written(lambda layer, x: layer(x.reshape(4, 5)).sum()), (x,), batch("x"),
         "cannot trace it|sizes that are dynamic",
+    ),
+    "size that a constant has": (
+        Written(lambda layer, x: layer(x + torch.ones(4, 5)).sum()), (x,), batch("x"), r"Eq\(x.shape\[0\], 4\)",
     ),
     "dynamic_shapes of no argument": (total, (x,), batch("y"), "dynamic_shapes names 'y'; the arguments are 'x'"),
     "dynamic_shapes of other length": (total, (x,), {"dynamic_shapes": (None, None)}, "has 2 entries.*'x'"),

@@ -216,22 +216,24 @@ def _trace_graph(call: Call, function: _Function, symbolic: Sequence[Any]) -> tu
         output_names[:] = outputs
         return [tensor.detach() for tensor in outputs.values()]
 
+    # Before tracing, which replaces in them what it assumes.
+    sizes = {
+        str(size): f"{name}.shape[{axis}]"
+        for name, tensor in reversed(list(zip(call.tensors, symbolic, strict=True)))
+        for axis, size in enumerate(tensor.shape)
+        if not isinstance(size, int)
+    }
     shape_env = symbolic[0].fake_mode.shape_env
     assumed_before = len(shape_env.guards)
     with torch.enable_grad():
         graph = make_fx(traced, decomposition_table=_decompositions(), tracing_mode="symbolic")(*symbolic)
     assumed = shape_env.guards[assumed_before:]
     if assumed:
-        sizes = {
-            str(size): f"{name}.shape[{axis}]"
-            for name, tensor in reversed(list(zip(call.tensors, symbolic, strict=True)))
-            for axis, size in enumerate(tensor.shape)
-            if not isinstance(size, int)
-        }
         conditions = {re.sub(r"\w+", lambda word: sizes.get(word[0], word[0]), str(each.expr)) for each in assumed}
         raise call.refusal(
             f"what it computes depends on sizes that are dynamic: {', '.join(sorted(conditions))} was assumed",
-            "give sizes that are always equal one name in dynamic_shapes, and leave those out that decide something",
+            "in dynamic_shapes, give sizes that are always equal one name, give torch.export.Dim(name, max=...) where a "
+            "size has a limit, and leave out sizes that decide something",
         )
     names = dict(zip(_placeholders(graph), call.tensors, strict=True))
     changed = sorted({names[node] for node in _written(graph) if node in names})
