@@ -232,8 +232,8 @@ def _trace_graph(call: Call, function: _Function, symbolic: Sequence[Any]) -> tu
         conditions = {re.sub(r"\w+", lambda word: sizes.get(word[0], word[0]), str(each.expr)) for each in assumed}
         raise call.refusal(
             f"what it computes depends on sizes that are dynamic: {', '.join(sorted(conditions))} was assumed",
-            "in dynamic_shapes, give sizes that are always equal one name, give torch.export.Dim(name, max=...) where a "
-            "size has a limit, and leave out sizes that decide something",
+            "in dynamic_shapes, give sizes that are always equal one name, torch.export.Dim(name, max=...) where a size "
+            "has a limit, and leave out sizes that decide something",
         )
     names = dict(zip(_placeholders(graph), call.tensors, strict=True))
     changed = sorted({names[node] for node in _written(graph) if node in names})
@@ -333,7 +333,17 @@ def _specs(call: Call, dynamic_shapes: DynamicShapes) -> list[dict[int, Any] | N
             f"{', '.join(map(repr, call.arguments))}"
         )
     dims: dict[str, Any] = {}
-    return [_spec_at(call, dynamic_shapes, path, dims) for path in call.paths]
+    specs = [_spec_at(call, dynamic_shapes, path, dims) for path in call.paths]
+    for (name, tensor), spec in zip(call.inputs.items(), specs, strict=True):
+        for axis, dim in (spec or {}).items():
+            if not -tensor.dim() <= axis < tensor.dim():
+                raise call.refusal(f"dynamic_shapes has axis {axis} for input {name!r}, which has {tensor.dim()} axes")
+            if isinstance(dim, torch.export.Dim) and tensor.shape[axis] < 2:  # torch takes these sizes for special
+                raise call.refusal(
+                    f"axis {axis} of {name!r} is dynamic and has size {tensor.shape[axis]} in the example",
+                    "give an example with a size of 2 or more; the model takes 1 too",
+                )
+    return specs
 
 
 def _spec_at(call: Call, spec: Any, path: Sequence[Any], dims: dict[str, Any]) -> dict[int, Any] | None:
@@ -352,6 +362,9 @@ def _spec_at(call: Call, spec: Any, path: Sequence[Any], dims: dict[str, Any]) -
             f"dynamic_shapes has {spec!r} for input {_joined(path)!r}; it must be a dict from axes to names or Dims, "
             "or a tuple with one for each axis"
         )
+    for dim in spec.values():
+        if isinstance(dim, str) and not dim.isidentifier():
+            raise call.refusal(f"dynamic_shapes has the name {dim!r}; it must be an identifier, as 'batch' is")
     return {
         axis: dims.setdefault(dim, torch.export.Dim(dim)) if isinstance(dim, str) else dim for axis, dim in spec.items()
     }
