@@ -517,6 +517,7 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "dynamic axis out of range": (total, (x,), {"dynamic_shapes": {"x": {2: "a"}}}, "axis 2 for input 'x'.* 2 axes"),
     "dynamic size of 1": (total, (x[:1],), batch("x"), "axis 0 of 'x' is dynamic and has size 1.*2 or more"),
     "name of a size": (total, (x,), {"dynamic_shapes": {"x": {0: "the batch"}}}, "'the batch'; it must be an ident"),
+    "lazy": (modules.Cubes(nn.LazyLinear(3)), (x,), {}, r"cannot trace it: .* uninitialized parameter.*[^.]\.$"),
     "no module": (len, (x,), {}, "of type builtin_function_or_method"),
     "args": (total, x, {}, "args is of type Tensor"),
     "other arguments": (total, (x, x), {}, r"do not fit forward\(x"),

@@ -129,15 +129,15 @@ def trace(call: Call, function: _Function, dynamic_shapes: DynamicShapes) -> Pro
     Raises:
         InvalidModelError: Where that is not possible.
     """
-    tensors = tuple(tensor.detach() for tensor in call.tensors.values())
-    shapes = [None] * (len(tensors) - len(call.inputs)) + _specs(call, dynamic_shapes)
+    shapes = [None] * (len(call.tensors) - len(call.inputs)) + _specs(call, dynamic_shapes)
     try:
+        tensors = tuple(tensor.detach() for tensor in call.tensors.values())
         graph, output_names = _trace_graph(call, function, _symbolic(tensors, shapes))
         exported = torch.export.export(graph, tensors, dynamic_shapes=tuple(shapes), strict=False)
     except InvalidModelError:
         raise
     except Exception as error:  # torch's exceptions have no common base but Exception
-        reason = str(error).partition("\n\n")[0]  # what follows is advice for those who debug torch
+        reason = str(error).partition("\n\n")[0].rstrip(".")  # what follows is advice for those who debug torch
         raise call.refusal(f"torch {torch.__version__} cannot trace it: {reason}") from error
     dims = {}
     for node, shape in zip(_user_inputs(exported), shapes, strict=True):
@@ -232,8 +232,8 @@ def _trace_graph(call: Call, function: _Function, symbolic: Sequence[Any]) -> tu
         conditions = {re.sub(r"\w+", lambda word: sizes.get(word[0], word[0]), str(each.expr)) for each in assumed}
         raise call.refusal(
             f"what it computes depends on sizes that are dynamic: {', '.join(sorted(conditions))} was assumed",
-            "in dynamic_shapes, give sizes that are always equal one name, torch.export.Dim(name, max=...) where a size "
-            "has a limit, and leave out sizes that decide something",
+            "in dynamic_shapes, give sizes that are always equal one name, a size that has a limit a "
+            "torch.export.Dim(name, max=...), and leave out sizes that decide something",
         )
     names = dict(zip(_placeholders(graph), call.tensors, strict=True))
     changed = sorted({names[node] for node in _written(graph) if node in names})
