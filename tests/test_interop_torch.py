@@ -4,6 +4,7 @@
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,15 @@ def test_second_derivatives(run: Any) -> None:
     arguments = {"positions": torch.randn(4, 7, 3), "forces": torch.randn(4, 7, 3)}
     model = export_joint(module, (), kwargs=arguments)
     assert_close(run(model, arrays(arguments)), autograd(module, arguments))
+
+
+def test_mapping_of_a_type_of_its_own() -> None:
+    class Output(OrderedDict[str, Any]):
+        pass
+
+    module = Written(lambda layer, x: Output(logits=layer(x), loss=layer(x).sum()))
+    assert [each.name for each in export_joint(module, (x,)).graph.output][:2] == ["loss", "logits"]
+    assert [each.name for each in export(module, (x,)).graph.output] == ["logits", "loss"]
 
 
 def test_size_with_a_limit() -> None:

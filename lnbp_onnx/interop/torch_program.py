@@ -372,6 +372,8 @@ def _spec_at(call: Call, spec: Any, path: Sequence[Any], dims: dict[str, Any]) -
 
 def _named_outputs(call: Call, result: Any) -> _NamedTensors:
     outputs = {}
+    if isinstance(result, Mapping):
+        result = dict(result)  # of a mapping's own type torch may know nothing
     for path, leaf in pytree.tree_flatten_with_path(result)[0]:
         keys = list(map(_key, path))
         if not isinstance(result, Mapping):
