@@ -295,6 +295,14 @@ def test_second_derivatives(run: Any) -> None:
     assert_close(run(model, arrays(arguments)), autograd(module, arguments))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_where_gradients_are_off(mode: Any) -> None:
+    module, arguments = modules.mlp(), vectors(2)
+    with mode():
+        model = export_joint(module, (), kwargs=arguments)
+    assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
 def test_mapping_of_a_type_of_its_own() -> None:
     class Output(OrderedDict[str, Any]):
         pass

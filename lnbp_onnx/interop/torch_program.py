@@ -131,9 +131,10 @@ def trace(call: Call, function: _Function, dynamic_shapes: DynamicShapes) -> Pro
     """
     shapes = [None] * (len(call.tensors) - len(call.inputs)) + _specs(call, dynamic_shapes)
     try:
-        tensors = tuple(tensor.detach() for tensor in call.tensors.values())
-        graph, output_names = _trace_graph(call, function, _symbolic(tensors, shapes))
-        exported = torch.export.export(graph, tensors, dynamic_shapes=tuple(shapes), strict=False)
+        with torch.inference_mode(False):  # what is made in that mode takes no part in autograd, ever
+            tensors = tuple(tensor.detach() for tensor in call.tensors.values())
+            graph, output_names = _trace_graph(call, function, _symbolic(tensors, shapes))
+            exported = torch.export.export(graph, tensors, dynamic_shapes=tuple(shapes), strict=False)
     except InvalidModelError:
         raise
     except Exception as error:  # torch's exceptions have no common base but Exception
