@@ -560,6 +560,12 @@ def test_refused(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("nothing", [None, (), {}])
+def test_refused_no_output(nothing: Any) -> None:
+    with pytest.raises(lnbp_onnx.InvalidModelError, match="forward returns no tensor"):
+        export(Written(lambda *_: nothing), (x,))
+
+
 def test_refused_output_names() -> None:
     with pytest.raises(lnbp_onnx.InvalidModelError, match="2 names and forward returns 1"):
         export(nn.Linear(5, 3), (x,), output_names=["a", "b"])

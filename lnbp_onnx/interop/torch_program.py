@@ -151,6 +151,8 @@ def trace(call: Call, function: _Function, dynamic_shapes: DynamicShapes) -> Pro
 def forward_outputs(call: Call, tensors: _NamedTensors, output_names: Sequence[str] | None) -> _NamedTensors:
     """Return what the module returns, by name."""
     outputs = _named_outputs(call, _run(call, tensors))
+    if not outputs:
+        raise call.refusal("forward returns no tensor")
     if output_names is None:
         _refuse_clashes(call, list(outputs))
         return outputs
