@@ -546,6 +546,10 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         "'layer.bias.grad' names an output and another value",
     ),
     "no tensors": (Nothing(), (), {}, "no tensor"),
+    "wrong translation": (
+        Written(lambda layer, x: layer(x)[torch.ones(2, dtype=torch.int32)].sum()), (x,), {},
+        r"Written: torch .* writes it as ONNX that is not valid: .*int32",
+    ),
     "no translation": (
         modules.Cubes(nn.Conv1d(4, 2, 3)), (x,), {}, "cannot write it as ONNX.*convolution_backward",
     ),
