@@ -312,6 +312,14 @@ def test_mapping_of_a_type_of_its_own() -> None:
     assert [each.name for each in export(module, (x,)).graph.output] == ["logits", "loss"]
 
 
+def test_lstm() -> None:
+    module = Written(lambda layer, x: layer(x)[0].pow(3).mean(), nn.LSTM(5, 4, batch_first=True))
+    model = export_joint(module, (), kwargs=vectors(4), dynamic_shapes={"x": {0: "batch"}})
+    for batch_size in (4, 1):
+        arguments = vectors(batch_size)
+        assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
 def test_size_with_a_limit() -> None:
     module = Written(lambda layer, x: layer(x + torch.linspace(0, 1, 9)[: x.shape[0], None]).pow(3).sum())
     model = export_joint(module, (x,), dynamic_shapes={"x": {0: torch.export.Dim("length", max=9)}})

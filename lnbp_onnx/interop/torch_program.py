@@ -202,8 +202,14 @@ def _refuse_clashes(call: Call, output_names: Sequence[str]) -> None:
 
 
 def _run(call: Call, tensors: _NamedTensors) -> Any:
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have backward operators that no exporter knows
-        return call.run(tensors)
+    # Fused attention and oneDNN's LSTM have backward operators that no exporter knows.
+    onednn = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            return call.run(tensors)
+    finally:
+        torch.backends.mkldnn.enabled = onednn
 
 
 def _trace_graph(call: Call, function: _Function, symbolic: Sequence[Any]) -> tuple[Any, list[str]]:
