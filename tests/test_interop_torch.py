@@ -444,6 +444,20 @@ class Written(nn.Module):
         return self.written(self.layer, x)
 
 
+def test_what_forward_keeps_is_not_kept() -> None:
+    def forward(layer: nn.Module, x: Any) -> Any:
+        layer.last = layer(x)
+        return layer.last.sum()
+
+    module = Written(forward)
+    export_joint(module, (x,))
+    assert not hasattr(module.layer, "last")
+    module(x)
+    last = module.layer.last
+    export_joint(module, (x,))
+    assert module.layer.last is last
+
+
 def replaced(layer: nn.Module, x: Any) -> Any:
     layer.running_mean = layer.running_mean + 1
     return layer(x).sum()

@@ -91,13 +91,19 @@ class Call:
         return {**self.trainable, **self.constants, **self.inputs}
 
     def run(self, tensors: _NamedTensors) -> Any:
-        """Call the module with other `tensors`."""
+        """Call the module with other `tensors`, and leave it as it was."""
         leaves = list(self._leaves)
         for index, name in zip(self._indices, self.inputs, strict=True):
             leaves[index] = tensors[name]
         args, kwargs = pytree.tree_unflatten(leaves, self._structure)
         state = {name: tensors[first] for name, first in self._places.items()}
-        result = torch.func.functional_call(self._module, state, args, kwargs, tie_weights=False)
+        before = [(vars(part), dict(vars(part))) for part in self._module.modules()]
+        try:
+            result = torch.func.functional_call(self._module, state, args, kwargs, tie_weights=False)
+        finally:
+            for attributes, values in before:  # for a module that keeps what it computed
+                attributes.clear()
+                attributes.update(values)
         # In `state` is now what the module has had in these places at the end.
         replaced = sorted(name for name, first in self._places.items() if state[name] is not tensors[first])
         if replaced:
