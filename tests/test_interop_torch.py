@@ -4,6 +4,7 @@
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,39 @@ def test_second_derivatives(run: Any) -> None:
     assert_close(run(model, arrays(arguments)), autograd(module, arguments))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_where_gradients_are_off(mode: Any) -> None:
+    module, arguments = modules.mlp(), vectors(2)
+    with mode():
+        model = export_joint(module, (), kwargs=arguments)
+    assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
+def test_mapping_of_a_type_of_its_own() -> None:
+    class Output(OrderedDict[str, Any]):
+        pass
+
+    module = Written(lambda layer, x: Output(logits=layer(x), loss=layer(x).sum()))
+    assert [each.name for each in export_joint(module, (x,)).graph.output][:2] == ["loss", "logits"]
+    assert [each.name for each in export(module, (x,)).graph.output] == ["logits", "loss"]
+
+
+def test_lstm() -> None:
+    module = Written(lambda layer, x: layer(x)[0].pow(3).mean(), nn.LSTM(5, 4, batch_first=True))
+    model = export_joint(module, (), kwargs=vectors(4), dynamic_shapes={"x": {0: "batch"}})
+    for batch_size in (4, 1):
+        arguments = vectors(batch_size)
+        assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
+def test_size_with_a_limit() -> None:
+    module = Written(lambda layer, x: layer(x + torch.linspace(0, 1, 9)[: x.shape[0], None]).pow(3).sum())
+    model = export_joint(module, (x,), dynamic_shapes={"x": {0: torch.export.Dim("length", max=9)}})
+    for length in (1, 4, 9):
+        arguments = {"x": torch.randn(length, 5)}
+        assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
 def test_output_names() -> None:
     norm = nn.LayerNorm(5)
     model = export(norm, (torch.randn(3, 5),), output_names=["normalised"])
@@ -388,6 +422,16 @@ def test_the_module_is_left_as_it_was() -> None:
     assert all(torch.equal(each, before[name]) for name, each in module.state_dict().items())
 
 
+def test_a_module_with_two_names() -> None:
+    norm = nn.LayerNorm(5)
+    module = modules.Cubes(norm, nn.Linear(5, 5), norm)
+    before = dict(module.named_parameters())
+    arguments = {"x": torch.randn(4, 5)}
+    model = export_joint(module, (), kwargs=arguments)
+    assert all(each is before[name] for name, each in module.named_parameters())
+    assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
 class Written(nn.Module):
     """What a lambda says, of a layer and its input."""
 
@@ -398,6 +442,25 @@ class Written(nn.Module):
 
     def forward(self, x: Any) -> Any:
         return self.written(self.layer, x)
+
+
+def test_what_forward_keeps_is_not_kept() -> None:
+    def forward(layer: nn.Module, x: Any) -> Any:
+        layer.last = layer(x)
+        return layer.last.sum()
+
+    module = Written(forward)
+    export_joint(module, (x,))
+    assert not hasattr(module.layer, "last")
+    module(x)
+    last = module.layer.last
+    export_joint(module, (x,))
+    assert module.layer.last is last
+
+
+def replaced(layer: nn.Module, x: Any) -> Any:
+    layer.running_mean = layer.running_mean + 1
+    return layer(x).sum()
 
 
 class Named(nn.Module):
@@ -439,6 +502,7 @@ def batch(*names: str) -> dict[str, Any]:
 x = torch.ones(4, 5)
 ids = torch.ones(4, 5, dtype=torch.int64)
 total = Written(lambda layer, x: layer(x).sum())
+norm = nn.BatchNorm1d(5).eval()
 REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "dropout": (modules.Cubes(nn.Linear(5, 3), nn.Dropout(0.5)), (x,), {}, r"draws random numbers.*dropout.*eval\(\)"),
     "random": (Written(lambda layer, x: (layer(x) * torch.rand(4, 3)).sum()), (x,), {}, "draws random numbers.*rand"),
@@ -446,6 +510,11 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         modules.Cubes(nn.BatchNorm1d(5)), (x,), {},
         r"changes 'layers.0.num_batches_tracked', 'layers.0.running_mean', 'layers.0.running_var'.*eval\(\)",
     ),
+    "result written to a buffer": (
+        Written(lambda layer, x: torch.add(layer.running_mean, 1, out=layer.running_mean).sum() + layer(x).sum(), norm),
+        (x,), {}, "changes 'layer.running_mean' in place",
+    ),
+    "replaced buffer": (Written(replaced, norm), (x,), {}, "its forward replaces 'layer.running_mean'"),
     "changed input": (Written(lambda layer, x: layer(x.mul_(2)).sum()), (x,), {}, "changes 'x' in place"),
     "not a scalar": (nn.Linear(5, 3), (x,), {}, r"loss has shape \[4, 3\].*mean\(\)"),
     "no loss": (Written(lambda layer, x: {"logits": layer(x)}), (x,), {}, "returns no loss.*'loss'"),
@@ -466,7 +535,11 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         Written(lambda layer, x: layer(x).sum() if x.shape[0] > 3 else x.sum()), (x,), batch("x"),
         r"sizes that are dynamic: x.shape\[0\] > 3",
     ),
-    "equal sizes with two names": (Pair(), (x, x), batch("a", "b"), r"a.shape\[0\].*one name"),
+    "equal sizes with two names": (Pair(), (x, x), batch("a", "b"), r"Eq\(a.shape\[0\], b.shape\[0\]\).*one name"),
+    "size with a limit": (
+        Written(lambda layer, x: layer(x + torch.ones(9, 5)[: x.shape[0]]).sum()), (x,), batch("x"),
+        r"x.shape\[0\] <= 9 was assumed.*max=",
+    ),
     "branch on a value": (
         Written(lambda layer, x: layer(x).sum() if x.sum() > 3 else x.sum()), (x,), {}, "torch .* cannot trace it",
     ),
@@ -474,10 +547,17 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         Written(lambda layer, x: layer(x.reshape(4, 5)).sum()), (x,), batch("x"),
         "cannot trace it|sizes that are dynamic",
     ),
+    "size that a constant has": (
+        Written(lambda layer, x: layer(x + torch.ones(4, 5)).sum()), (x,), batch("x"), r"Eq\(x.shape\[0\], 4\)",
+    ),
     "dynamic_shapes of no argument": (total, (x,), batch("y"), "dynamic_shapes names 'y'; the arguments are 'x'"),
     "dynamic_shapes of other length": (total, (x,), {"dynamic_shapes": (None, None)}, "has 2 entries.*'x'"),
     "dynamic_shapes of other type": (total, (x,), {"dynamic_shapes": 3}, "dynamic_shapes is of type int"),
     "dynamic_shapes of other form": (total, (x,), {"dynamic_shapes": {"x": "batch"}}, "'batch' for input 'x'"),
+    "dynamic axis out of range": (total, (x,), {"dynamic_shapes": {"x": {2: "a"}}}, "axis 2 for input 'x'.* 2 axes"),
+    "dynamic size of 1": (total, (x[:1],), batch("x"), "axis 0 of 'x' is dynamic and has size 1.*2 or more"),
+    "name of a size": (total, (x,), {"dynamic_shapes": {"x": {0: "the batch"}}}, "'the batch'; it must be an ident"),
+    "lazy": (modules.Cubes(nn.LazyLinear(3)), (x,), {}, r"cannot trace it: .* uninitialized parameter.*[^.]\.$"),
     "no module": (len, (x,), {}, "of type builtin_function_or_method"),
     "args": (total, x, {}, "args is of type Tensor"),
     "other arguments": (total, (x, x), {}, r"do not fit forward\(x"),
@@ -488,6 +568,10 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         "'layer.bias.grad' names an output and another value",
     ),
     "no tensors": (Nothing(), (), {}, "no tensor"),
+    "wrong translation": (
+        Written(lambda layer, x: layer(x)[torch.ones(2, dtype=torch.int32)].sum()), (x,), {},
+        r"Written: torch .* writes it as ONNX that is not valid: .*int32",
+    ),
     "no translation": (
         modules.Cubes(nn.Conv1d(4, 2, 3)), (x,), {}, "cannot write it as ONNX.*convolution_backward",
     ),
@@ -500,6 +584,12 @@ def test_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(lnbp_onnx.InvalidModelError, match=f"(?s){message}"):
         export_joint(module, args, tmp_path / "joint.onnx", **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("nothing", [None, (), {}])
+def test_refused_no_output(nothing: Any) -> None:
+    with pytest.raises(lnbp_onnx.InvalidModelError, match="forward returns no tensor"):
+        export(Written(lambda *_: nothing), (x,))
 
 
 def test_refused_output_names() -> None:

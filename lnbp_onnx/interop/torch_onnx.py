@@ -12,6 +12,7 @@ from onnx import ModelProto
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from lnbp_onnx import spec
+from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.inference import subgraphs_of
 from lnbp_onnx.interop.torch_program import Program
 from lnbp_onnx.model_io import check_model
@@ -25,7 +26,7 @@ def to_onnx(
     The program's other parameters and buffers are constants.
 
     Raises:
-        InvalidModelError: Where the exporter lacks an operator.
+        InvalidModelError: Where the exporter lacks an operator or writes a wrong one.
     """
     call = program.call
     try:
@@ -47,7 +48,10 @@ def to_onnx(
         if name in defaults or inputs[name].uses():
             graph.register_initializer(inputs[name])
     proto: ModelProto = ir.to_proto(model)
-    check_model(proto)
+    try:
+        check_model(proto)
+    except InvalidModelError as error:
+        raise call.refusal(f"torch {torch.__version__} writes it as ONNX that is not valid: {error}") from error
     return proto
 
 

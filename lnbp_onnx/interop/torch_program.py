@@ -63,11 +63,19 @@ class Call:
         self.inputs: _NamedTensors = {
             _joined(path): self._leaves[index] for path, index in zip(self.paths, self._indices, strict=True)
         }
-        # A parameter that modules share is here once, under its first name; functional_call puts it everywhere.
+        # A parameter that modules share is here once, under its first name; `run` puts it everywhere.
         parameters = dict(module.named_parameters())
         self.trainable: _NamedTensors = {name: each for name, each in parameters.items() if each.requires_grad}
         self.constants: _NamedTensors = {name: each for name, each in parameters.items() if not each.requires_grad}
         self.constants.update(module.named_buffers())
+        first_names = {each: name for name, each in (*self.trainable.items(), *self.constants.items())}
+        # By the names of all places that the module holds tensors in; a module with several names is there once.
+        self._places = {
+            name: first_names[each]
+            for prefix, part in module.named_modules()
+            for named in (part.named_parameters, part.named_buffers)
+            for name, each in named(prefix, recurse=False, remove_duplicate=False)
+        }
         clashes = self.inputs.keys() & (self.trainable.keys() | self.constants.keys())
         if clashes:
             raise self.refusal(
@@ -83,13 +91,24 @@ class Call:
         return {**self.trainable, **self.constants, **self.inputs}
 
     def run(self, tensors: _NamedTensors) -> Any:
-        """Call the module with other `tensors`."""
+        """Call the module with other `tensors`, and leave it as it was."""
         leaves = list(self._leaves)
         for index, name in zip(self._indices, self.inputs, strict=True):
             leaves[index] = tensors[name]
         args, kwargs = pytree.tree_unflatten(leaves, self._structure)
-        state = {name: tensors[name] for name in (*self.trainable, *self.constants)}
-        return torch.func.functional_call(self._module, state, args, kwargs)
+        state = {name: tensors[first] for name, first in self._places.items()}
+        before = [(vars(part), dict(vars(part))) for part in self._module.modules()]
+        try:
+            result = torch.func.functional_call(self._module, state, args, kwargs, tie_weights=False)
+        finally:
+            for attributes, values in before:  # for a module that keeps what it computed
+                attributes.clear()
+                attributes.update(values)
+        # In `state` is now what the module has had in these places at the end.
+        replaced = sorted(name for name, first in self._places.items() if state[name] is not tensors[first])
+        if replaced:
+            raise self.refusal(f"its forward replaces {', '.join(map(repr, replaced))}, which a model cannot do")
+        return result
 
     def refusal(self, found: str, mend: str = "") -> InvalidModelError:
         """Return the error that says what was found and how to mend it."""
@@ -116,15 +135,16 @@ def trace(call: Call, function: _Function, dynamic_shapes: DynamicShapes) -> Pro
     Raises:
         InvalidModelError: Where that is not possible.
     """
-    tensors = tuple(tensor.detach() for tensor in call.tensors.values())
-    shapes = [None] * (len(tensors) - len(call.inputs)) + _specs(call, dynamic_shapes)
+    shapes = [None] * (len(call.tensors) - len(call.inputs)) + _specs(call, dynamic_shapes)
     try:
-        graph, output_names = _trace_graph(call, function, _symbolic(tensors, shapes))
-        exported = torch.export.export(graph, tensors, dynamic_shapes=tuple(shapes), strict=False)
+        with torch.inference_mode(False):  # what is made in that mode takes no part in autograd, ever
+            tensors = tuple(tensor.detach() for tensor in call.tensors.values())
+            graph, output_names = _trace_graph(call, function, _symbolic(tensors, shapes))
+            exported = torch.export.export(graph, tensors, dynamic_shapes=tuple(shapes), strict=False)
     except InvalidModelError:
         raise
     except Exception as error:  # torch's exceptions have no common base but Exception
-        reason = str(error).partition("\n\n")[0]  # what follows is advice for those who debug torch
+        reason = str(error).partition("\n\n")[0].rstrip(".")  # what follows is advice for those who debug torch
         raise call.refusal(f"torch {torch.__version__} cannot trace it: {reason}") from error
     dims = {}
     for node, shape in zip(_user_inputs(exported), shapes, strict=True):
@@ -137,6 +157,8 @@ def trace(call: Call, function: _Function, dynamic_shapes: DynamicShapes) -> Pro
 def forward_outputs(call: Call, tensors: _NamedTensors, output_names: Sequence[str] | None) -> _NamedTensors:
     """Return what the module returns, by name."""
     outputs = _named_outputs(call, _run(call, tensors))
+    if not outputs:
+        raise call.refusal("forward returns no tensor")
     if output_names is None:
         _refuse_clashes(call, list(outputs))
         return outputs
@@ -186,8 +208,14 @@ def _refuse_clashes(call: Call, output_names: Sequence[str]) -> None:
 
 
 def _run(call: Call, tensors: _NamedTensors) -> Any:
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have backward operators that no exporter knows
-        return call.run(tensors)
+    # Fused attention and oneDNN's LSTM have backward operators that no exporter knows.
+    onednn = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            return call.run(tensors)
+    finally:
+        torch.backends.mkldnn.enabled = onednn
 
 
 def _trace_graph(call: Call, function: _Function, symbolic: Sequence[Any]) -> tuple[Any, list[str]]:
@@ -203,22 +231,24 @@ def _trace_graph(call: Call, function: _Function, symbolic: Sequence[Any]) -> tu
         output_names[:] = outputs
         return [tensor.detach() for tensor in outputs.values()]
 
+    # Before tracing, which replaces in them what it assumes.
+    sizes = {
+        str(size): f"{name}.shape[{axis}]"
+        for name, tensor in reversed(list(zip(call.tensors, symbolic, strict=True)))
+        for axis, size in enumerate(tensor.shape)
+        if not isinstance(size, int)
+    }
     shape_env = symbolic[0].fake_mode.shape_env
     assumed_before = len(shape_env.guards)
     with torch.enable_grad():
         graph = make_fx(traced, decomposition_table=_decompositions(), tracing_mode="symbolic")(*symbolic)
     assumed = shape_env.guards[assumed_before:]
     if assumed:
-        sizes = {
-            str(size): f"{name}.shape[{axis}]"
-            for name, tensor in reversed(list(zip(call.tensors, symbolic, strict=True)))
-            for axis, size in enumerate(tensor.shape)
-            if not isinstance(size, int)
-        }
         conditions = {re.sub(r"\w+", lambda word: sizes.get(word[0], word[0]), str(each.expr)) for each in assumed}
         raise call.refusal(
             f"what it computes depends on sizes that are dynamic: {', '.join(sorted(conditions))} was assumed",
-            "give sizes that are always equal one name in dynamic_shapes, and leave those out that decide something",
+            "in dynamic_shapes, give sizes that are always equal one name, a size that has a limit a "
+            "torch.export.Dim(name, max=...), and leave out sizes that decide something",
         )
     names = dict(zip(_placeholders(graph), call.tensors, strict=True))
     changed = sorted({names[node] for node in _written(graph) if node in names})
@@ -284,7 +314,10 @@ def _written(graph: Any) -> set[Any]:
         schema = getattr(node.target, "_schema", None)
         if node.op != "call_function" or schema is None:
             continue
-        for parameter, value in zip(schema.arguments, node.args, strict=False):
+        named = {parameter.name: value for parameter, value in zip(schema.arguments, node.args, strict=False)}
+        named.update(node.kwargs)
+        for parameter in schema.arguments:
+            value = named.get(parameter.name)
             if parameter.alias_info is None or not isinstance(value, torch.fx.Node):
                 continue
             viewed[node] = viewed.get(value, value)
@@ -315,7 +348,17 @@ def _specs(call: Call, dynamic_shapes: DynamicShapes) -> list[dict[int, Any] | N
             f"{', '.join(map(repr, call.arguments))}"
         )
     dims: dict[str, Any] = {}
-    return [_spec_at(call, dynamic_shapes, path, dims) for path in call.paths]
+    specs = [_spec_at(call, dynamic_shapes, path, dims) for path in call.paths]
+    for (name, tensor), spec in zip(call.inputs.items(), specs, strict=True):
+        for axis, dim in (spec or {}).items():
+            if not -tensor.dim() <= axis < tensor.dim():
+                raise call.refusal(f"dynamic_shapes has axis {axis} for input {name!r}, which has {tensor.dim()} axes")
+            if isinstance(dim, torch.export.Dim) and tensor.shape[axis] < 2:  # torch takes these sizes for special
+                raise call.refusal(
+                    f"axis {axis} of {name!r} is dynamic and has size {tensor.shape[axis]} in the example",
+                    "give an example with a size of 2 or more; the model takes 1 too",
+                )
+    return specs
 
 
 def _spec_at(call: Call, spec: Any, path: Sequence[Any], dims: dict[str, Any]) -> dict[int, Any] | None:
@@ -334,6 +377,9 @@ def _spec_at(call: Call, spec: Any, path: Sequence[Any], dims: dict[str, Any]) -
             f"dynamic_shapes has {spec!r} for input {_joined(path)!r}; it must be a dict from axes to names or Dims, "
             "or a tuple with one for each axis"
         )
+    for dim in spec.values():
+        if isinstance(dim, str) and not dim.isidentifier():
+            raise call.refusal(f"dynamic_shapes has the name {dim!r}; it must be an identifier, as 'batch' is")
     return {
         axis: dims.setdefault(dim, torch.export.Dim(dim)) if isinstance(dim, str) else dim for axis, dim in spec.items()
     }
@@ -341,6 +387,8 @@ def _spec_at(call: Call, spec: Any, path: Sequence[Any], dims: dict[str, Any]) -
 
 def _named_outputs(call: Call, result: Any) -> _NamedTensors:
     outputs = {}
+    if isinstance(result, Mapping):
+        result = dict(result)  # of a mapping's own type torch may know nothing
     for path, leaf in pytree.tree_flatten_with_path(result)[0]:
         keys = list(map(_key, path))
         if not isinstance(result, Mapping):
