@@ -210,6 +210,7 @@ class Backprop {
         norm_size_,
         num_columns,
         plan_.rows_ahead,
+        plan_.rows_summed_ahead,
         static_cast<unsigned char*>(arguments_.input_delta) + offset,
         gamma_sums,
         beta_sums,

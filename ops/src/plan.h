@@ -23,6 +23,7 @@ struct Plan {
   // What whole_rows and Tile have of these names.
   std::size_t group_rows;
   std::size_t rows_ahead;
+  std::size_t rows_summed_ahead;
   // Tiles of kMaxTileColumns columns; the last one may have fewer.
   std::size_t num_tiles;
 

@@ -82,6 +82,7 @@ struct PortableSteps {
   using C = ComputeType<T>;
 
   static constexpr std::size_t kRowsAtOnce = 1;
+  static constexpr bool kSumsAhead = false;
 
   template <std::size_t kRows>
   static void SumInput(const Tile<C>& tile, std::size_t row, const C* mean,

@@ -29,6 +29,9 @@ struct Tile {
   // How many rows further on the rows lie that the memory is asked for early;
   // 0: better not at all.
   std::size_t rows_ahead;
+  // How many rows further on the rows lie that are summed while input_delta is
+  // written; 0: a group is summed before any of it is written.
+  std::size_t rows_summed_ahead;
 
   void* input_delta;  // may be output_delta
   C* gamma_sums;      // of output_delta * xhat, over the rows

@@ -7,7 +7,12 @@
 //     SumProducts<kRows>(tile, row, values, sums)
 //     Apply<kRows>(tile, row, values)
 //
-// kRows is 1, and where Steps::kRowsAtOnce is 4 also 2 and 4.
+// kRows is 1, and up to Steps::kRowsAtOnce also 2 and 4. Where
+// Steps::kSumsAhead there is also
+//
+//     ApplyAndSum(tile, row, row_to_sum, values, sums)
+//
+// which is Apply<1> of `row` and SumProducts<1> of `row_to_sum`.
 
 #ifndef LNBP_ONNX_ROW_STEPS_H_
 #define LNBP_ONNX_ROW_STEPS_H_
@@ -37,12 +42,11 @@ class RowFunctionsOf {
   static LNBP_INLINE void ForRows(std::size_t begin, std::size_t end,
                                   Function function) {
     std::size_t row = begin;
-    if constexpr (Steps::kRowsAtOnce == 4) {
+    if constexpr (Steps::kRowsAtOnce >= 4) {
       for (; row + 4 <= end; row += 4) function(Rows<4>{}, row);
-      if (row + 2 <= end) {
-        function(Rows<2>{}, row);
-        row += 2;
-      }
+    }
+    if constexpr (Steps::kRowsAtOnce >= 2) {
+      for (; row + 2 <= end; row += 2) function(Rows<2>{}, row);
     }
     for (; row < end; ++row) function(Rows<1>{}, row);
   }
@@ -51,6 +55,11 @@ class RowFunctionsOf {
                         std::size_t group_rows, RowMeans means,
                         RowValues<C>& values) {
     if (!values.has_residual) means.SetRstd(num_rows, values);
+    if constexpr (Steps::kSumsAhead) {
+      if (tile.rows_summed_ahead != 0) {
+        return SumAhead(tile, num_rows, means, values);
+      }
+    }
     for (std::size_t begin = 0; begin < num_rows; begin += group_rows) {
       const std::size_t rest = num_rows - begin;
       const std::size_t end = begin + (rest < group_rows ? rest : group_rows);
@@ -72,19 +81,52 @@ class RowFunctionsOf {
     }
   }
 
+  // The sums of a row are made while input_delta is written for one before.
+  static LNBP_INLINE void SumAhead(const Tile<C>& tile, std::size_t num_rows,
+                                   RowMeans means, RowValues<C>& values) {
+    const std::size_t distance =
+        tile.rows_summed_ahead < num_rows ? tile.rows_summed_ahead : num_rows;
+    ForRows(0, distance, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
+      SetValues<rows>(tile, row, means, values);
+    });
+    for (std::size_t row = distance; row < num_rows; ++row) {
+      SetValuesBy<1>(
+          tile, row, means, values,
+          [&](const Tile<C>& columns, RowSums<1>& sums) LNBP_INLINE_LAMBDA {
+            Steps::ApplyAndSum(columns, row - distance, row, values, sums);
+          });
+    }
+    ForRows(num_rows - distance, num_rows,
+            [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
+              Steps::template Apply<rows>(tile, row, values);
+            });
+  }
+
   template <std::size_t kRows>
   static LNBP_INLINE void SetValues(const Tile<C>& tile, std::size_t row,
                                     RowMeans means, RowValues<C>& values) {
+    SetValuesBy<kRows>(
+        tile, row, means, values,
+        [&](const Tile<C>& columns, RowSums<kRows>& sums) LNBP_INLINE_LAMBDA {
+          Steps::template SumProducts<kRows>(columns, row, values, sums);
+        });
+  }
+
+  // `sum` makes the sums over the columns of a tile.
+  template <std::size_t kRows, typename Sum>
+  static LNBP_INLINE void SetValuesBy(const Tile<C>& tile, std::size_t row,
+                                      RowMeans means, RowValues<C>& values,
+                                      Sum sum) {
     if (values.has_residual) {
       for (std::size_t r = 0; r < kRows; ++r) values.mean[row + r] = 0;
       SetMean<kRows>(tile, row, means, values.mean, values.mean);
       SetMean<kRows>(tile, row, means, values.mean, values.residual);
     }
     RowSums<kRows> sums;
-    Steps::template SumProducts<kRows>(FirstColumns(tile), row, values, sums);
+    sum(FirstColumns(tile), sums);
     ForFurtherColumns(tile, [&](const Tile<C>& columns) LNBP_INLINE_LAMBDA {
       RowSums<kRows> more;
-      Steps::template SumProducts<kRows>(columns, row, values, more);
+      sum(columns, more);
       sums.Add(more);
     });
     LNBP_UNROLL
@@ -124,6 +166,9 @@ class RowFunctionsOf {
       columns.output_delta = static_cast<const T*>(tile.output_delta) + begin;
       columns.gamma += begin;
       columns.num_columns -= begin;
+      columns.input_delta = static_cast<T*>(tile.input_delta) + begin;
+      columns.gamma_sums += begin;
+      columns.beta_sums += begin;
       function(FirstColumns(columns));
     }
   }

@@ -27,6 +27,9 @@ struct Floats {
   __m256 b;
 
   static constexpr std::size_t kSize = 16;
+  // 16 registers hold the sums of two rows.
+  static constexpr std::size_t kRowsAtOnce = 2;
+  static constexpr bool kSumsAhead = true;
 
   static LNBP_INLINE Floats Zeros() {
     return {_mm256_setzero_ps(), _mm256_setzero_ps()};
@@ -45,9 +48,6 @@ struct Floats {
 LNBP_INLINE Floats operator+(Floats x, Floats y) {
   return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)};
 }
-LNBP_INLINE Floats operator-(Floats x, Floats y) {
-  return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)};
-}
 LNBP_INLINE Floats operator*(Floats x, Floats y) {
   return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)};
 }
@@ -55,8 +55,8 @@ LNBP_INLINE Floats operator*(Floats x, Floats y) {
 LNBP_INLINE Floats MulAdd(Floats x, Floats y, Floats z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
-LNBP_INLINE Floats operator-(Floats x, Floats::Uniform y) {
-  return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.a)};
+LNBP_INLINE Floats operator+(Floats x, Floats::Uniform y) {
+  return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.a)};
 }
 LNBP_INLINE Floats operator*(Floats x, Floats::Uniform y) {
   return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.a)};
@@ -87,6 +87,8 @@ struct Doubles {
   __m256d b;
 
   static constexpr std::size_t kSize = 8;
+  static constexpr std::size_t kRowsAtOnce = 2;
+  static constexpr bool kSumsAhead = true;
 
   static LNBP_INLINE Doubles Zeros() {
     return {_mm256_setzero_pd(), _mm256_setzero_pd()};
@@ -105,17 +107,14 @@ struct Doubles {
 LNBP_INLINE Doubles operator+(Doubles x, Doubles y) {
   return {_mm256_add_pd(x.a, y.a), _mm256_add_pd(x.b, y.b)};
 }
-LNBP_INLINE Doubles operator-(Doubles x, Doubles y) {
-  return {_mm256_sub_pd(x.a, y.a), _mm256_sub_pd(x.b, y.b)};
-}
 LNBP_INLINE Doubles operator*(Doubles x, Doubles y) {
   return {_mm256_mul_pd(x.a, y.a), _mm256_mul_pd(x.b, y.b)};
 }
 LNBP_INLINE Doubles MulAdd(Doubles x, Doubles y, Doubles z) {
   return {_mm256_fmadd_pd(x.a, y.a, z.a), _mm256_fmadd_pd(x.b, y.b, z.b)};
 }
-LNBP_INLINE Doubles operator-(Doubles x, Doubles::Uniform y) {
-  return {_mm256_sub_pd(x.a, y.a), _mm256_sub_pd(x.b, y.a)};
+LNBP_INLINE Doubles operator+(Doubles x, Doubles::Uniform y) {
+  return {_mm256_add_pd(x.a, y.a), _mm256_add_pd(x.b, y.a)};
 }
 LNBP_INLINE Doubles operator*(Doubles x, Doubles::Uniform y) {
   return {_mm256_mul_pd(x.a, y.a), _mm256_mul_pd(x.b, y.a)};
@@ -276,44 +275,19 @@ struct Elements<Float16> {
   }
 };
 
-// The even columns in the first register, the odd ones in the second.
-struct EvenOdd {
-  template <typename Part>
-  static LNBP_INLINE Floats Load(const float* from, Part part) {
-    const Floats v = Elements<float>::Load(from, part);
-    const __m256 outer = _mm256_permute2f128_ps(v.a, v.b, 0x20);
-    const __m256 inner = _mm256_permute2f128_ps(v.a, v.b, 0x31);
-    return {_mm256_shuffle_ps(outer, inner, 0x88),
-            _mm256_shuffle_ps(outer, inner, 0xdd)};
-  }
-  template <typename Part>
-  static LNBP_INLINE void Store(float* to, Floats v, Part part) {
-    const __m256 low = _mm256_unpacklo_ps(v.a, v.b);
-    const __m256 high = _mm256_unpackhi_ps(v.a, v.b);
-    Elements<float>::Store(to,
-                           {_mm256_permute2f128_ps(low, high, 0x20),
-                            _mm256_permute2f128_ps(low, high, 0x31)},
-                           part);
-  }
-  static LNBP_INLINE Floats Keep(Floats v, First part) {
-    const auto count = static_cast<std::ptrdiff_t>(part.count);
-    return {
-        _mm256_and_ps(v.a, _mm256_castsi256_ps(FirstLanes((count + 1) / 2))),
-        _mm256_and_ps(v.b, _mm256_castsi256_ps(FirstLanes(count / 2)))};
-  }
-};
-
 template <>
 struct Elements<Bfloat16> {
   using Vector = Floats;
-  using Columns = EvenOdd;
+  using Columns = Elements<float>;
 
-  template <typename Part>
-  static LNBP_INLINE Floats Load(const Bfloat16* from, Part part) {
+  static LNBP_INLINE Floats Load(const Bfloat16* from, Whole) {
+    const auto* halves = reinterpret_cast<const __m128i*>(from);
+    return {Widen(_mm_loadu_si128(halves)), Widen(_mm_loadu_si128(halves + 1))};
+  }
+  static LNBP_INLINE Floats Load(const Bfloat16* from, First part) {
     const __m256i halves = LoadHalves(from, part);
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(halves, 16)),
-            _mm256_castsi256_ps(_mm256_and_si256(
-                halves, _mm256_set1_epi32(static_cast<int>(0xffff0000u))))};
+    return {Widen(_mm256_castsi256_si128(halves)),
+            Widen(_mm256_extracti128_si256(halves, 1))};
   }
   template <typename Part>
   static LNBP_INLINE void Store(Bfloat16* to, Floats v, Part part) {
@@ -324,14 +298,21 @@ struct Elements<Bfloat16> {
   }
 
  private:
+  static LNBP_INLINE __m256 Widen(__m128i halves) {
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+  }
   static LNBP_INLINE __m256i Round(Floats v) {
-    __m256i even = RoundNumbers(v.a);
-    __m256i odd = RoundNumbers(v.b);
+    __m256i a = RoundNumbers(v.a);
+    __m256i b = RoundNumbers(v.b);
     if (_mm256_movemask_ps(_mm256_cmp_ps(v.a, v.b, _CMP_UNORD_Q)) != 0) {
-      even = KeepNan(v.a, even);
-      odd = KeepNan(v.b, odd);
+      a = KeepNan(v.a, a);
+      b = KeepNan(v.b, b);
     }
-    return _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
+    // Packs the lower halves of both registers, then the upper ones.
+    return _mm256_permute4x64_epi64(
+        _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16)),
+        0xd8);
   }
   // To nearest, ties to even, in the upper half.
   static LNBP_INLINE __m256i RoundNumbers(__m256 v) {

@@ -31,32 +31,33 @@ class SimdSteps {
   using RowValues = lnbp::RowValues<C>;
 
  public:
-  static constexpr std::size_t kRowsAtOnce = 4;
+  static constexpr std::size_t kRowsAtOnce = Vector::kRowsAtOnce;
+  static constexpr bool kSumsAhead = Vector::kSumsAhead;
 
   template <std::size_t kRows>
   static LNBP_INLINE void SumInput(const Tile& tile, std::size_t row,
                                    const C* means, double* sums) {
     const T* x = At(tile.input_forward, tile, row);
-    Uniform mean[kRows];
+    Uniform minus_mean[kRows];
     Vector sum[4];
     for (std::size_t r = 0; r < 4; ++r) sum[r] = Vector::Zeros();
     for (std::size_t r = 0; r < kRows; ++r) {
-      mean[r] = Uniform::Of(means[row + r]);
+      minus_mean[r] = Uniform::Of(-means[row + r]);
     }
     std::size_t i = 0;
     for (; i + Vector::kSize <= tile.num_columns; i += Vector::kSize) {
       LNBP_UNROLL
       for (std::size_t r = 0; r < kRows; ++r) {
         sum[r] =
-            sum[r] +
-            (Elements::Load(x + r * tile.row_stride + i, Whole{}) - mean[r]);
+            sum[r] + (Elements::Load(x + r * tile.row_stride + i, Whole{}) +
+                      minus_mean[r]);
       }
     }
     if (i < tile.num_columns) {
       const First part{tile.num_columns - i};
       for (std::size_t r = 0; r < kRows; ++r) {
         const Vector d =
-            Elements::Load(x + r * tile.row_stride + i, part) - mean[r];
+            Elements::Load(x + r * tile.row_stride + i, part) + minus_mean[r];
         sum[r] = sum[r] + Columns::Keep(d, part);
       }
     }
@@ -79,16 +80,28 @@ class SimdSteps {
   template <std::size_t kRows>
   static LNBP_INLINE void Apply(const Tile& tile, std::size_t row,
                                 const RowValues& values) {
-    if (!tile.past_cache) {
-      ApplyTo<false, kRows>(tile, row, values);
-    } else if (tile.row_stride * sizeof(T) % kLine == 0) {
-      ApplyTo<true, kRows>(tile, row, values);
-    } else {
-      // The lines of the rows, which stores past the cache have to fill, begin
-      // at different columns.
-      for (std::size_t r = 0; r < kRows; ++r) {
-        ApplyTo<true, 1>(tile, row + r, values);
+    if (!tile.past_cache) return ApplyTo<false, kRows>(tile, row, values);
+    // Stores past the cache have to fill a line. Where that takes several, or
+    // the lines of the rows begin at different columns, one row does so.
+    if constexpr (kVectors == 1) {
+      if (tile.row_stride * sizeof(T) % kLine == 0) {
+        return ApplyTo<true, kRows>(tile, row, values);
       }
+    }
+    for (std::size_t r = 0; r < kRows; ++r) {
+      ApplyTo<true, 1>(tile, row + r, values);
+    }
+  }
+
+  // Apply of one row, and SumProducts of another.
+  static LNBP_INLINE void ApplyAndSum(const Tile& tile, std::size_t row,
+                                      std::size_t row_to_sum,
+                                      const RowValues& values,
+                                      RowSums<1>& sums) {
+    if (values.has_residual) {
+      ApplyAndSumOf<true>(tile, row, row_to_sum, values, sums);
+    } else {
+      ApplyAndSumOf<false>(tile, row, row_to_sum, values, sums);
     }
   }
 
@@ -96,131 +109,272 @@ class SimdSteps {
 
  private:
   static constexpr std::size_t kLine = 64;
+  // The columns of a step fill a line.
+  static constexpr std::size_t kVectors = kLine > Vector::kSize * sizeof(T)
+                                              ? kLine /
+                                                    (Vector::kSize * sizeof(T))
+                                              : 1;
+  static constexpr std::size_t kStep = kVectors * Vector::kSize;
+
+  // SumProducts, a vector of columns at a time.
+  template <bool kHasResidual, std::size_t kRows>
+  class Summation {
+   public:
+    LNBP_INLINE Summation(const Tile& tile, std::size_t row,
+                          const RowValues& values)
+        : x_(At(tile.input_forward, tile, row)),
+          dy_(At(tile.output_delta, tile, row)),
+          gamma_(tile.gamma),
+          stride_(tile.row_stride),
+          ahead_(tile.rows_ahead * tile.row_stride) {
+      for (std::size_t j = 0; j < kPadded; ++j) vectors_[j] = Vector::Zeros();
+      for (std::size_t r = 0; r < kRows; ++r) {
+        minus_mean_[r] = Uniform::Of(-values.mean[row + r]);
+        if constexpr (kHasResidual) {
+          minus_residual_[r] = Uniform::Of(-values.residual[row + r]);
+        }
+      }
+    }
+
+    LNBP_INLINE void AddStep(std::size_t i) {
+      LNBP_UNROLL
+      for (std::size_t v = 0; v < kVectors; ++v) {
+        Add(i + v * Vector::kSize, Whole{});
+      }
+    }
+    // Fewer columns than a step.
+    LNBP_INLINE void AddPart(std::size_t begin, std::size_t end) {
+      ForParts(begin, end,
+               [this](std::size_t i, First part)
+                   LNBP_INLINE_LAMBDA { Add(i, part); });
+    }
+
+    template <typename Part>
+    LNBP_INLINE void Add(std::size_t i, Part part) {
+      const Vector gamma = Columns::Load(gamma_ + i, part);
+      LNBP_UNROLL
+      for (std::size_t r = 0; r < kRows; ++r) {
+        const std::size_t at = r * stride_ + i;
+        Vector d = Elements::Load(x_ + at, part) + minus_mean_[r];
+        if constexpr (kHasResidual) d = d + minus_residual_[r];
+        d = Keep(d, part);
+        const Vector g = Elements::Load(dy_ + at, part) * gamma;
+        vectors_[r] = vectors_[r] + g;
+        vectors_[kRows + r] = MulAdd(g, d, vectors_[kRows + r]);
+        if constexpr (kHasResidual) {
+          vectors_[2 * kRows + r] = MulAdd(d, d, vectors_[2 * kRows + r]);
+        }
+      }
+    }
+
+    LNBP_INLINE void AddUp(RowSums<kRows>& sums) const {
+      double totals[kPadded];
+      for (std::size_t j = 0; j < kPadded; j += 4) {
+        SumLanes(vectors_ + j, totals + j);
+      }
+      for (std::size_t r = 0; r < kRows; ++r) {
+        sums.g[r] = totals[r];
+        sums.products[r] = totals[kRows + r];
+        sums.squares[r] = 0;
+        if constexpr (kHasResidual) sums.squares[r] = totals[2 * kRows + r];
+      }
+    }
+
+    LNBP_INLINE void AskForInput(std::size_t i) const {
+      AskForRows<kRows>(x_ + i, stride_, ahead_);
+    }
+    LNBP_INLINE void AskForDelta(std::size_t i) const {
+      AskForRows<kRows>(dy_ + i, stride_, ahead_);
+    }
+
+   private:
+    static constexpr std::size_t kCount = (kHasResidual ? 3 : 2) * kRows;
+    static constexpr std::size_t kPadded = (kCount + 3) / 4 * 4;
+
+    const T* const x_;
+    const T* const dy_;
+    const C* const gamma_;
+    const std::size_t stride_;
+    const std::size_t ahead_;
+    Uniform minus_mean_[kRows];
+    Uniform minus_residual_[kRows];
+    // Of every row its g, of every row its products, then its squares.
+    Vector vectors_[kPadded];
+  };
+
+  // Apply, a vector of columns at a time.
+  template <bool kPastCache, std::size_t kRows>
+  class Application {
+   public:
+    LNBP_INLINE Application(const Tile& tile, std::size_t row,
+                            const RowValues& values)
+        : x_(At(tile.input_forward, tile, row)),
+          dy_(At(tile.output_delta, tile, row)),
+          dx_(static_cast<T*>(tile.input_delta) + row * tile.row_stride),
+          gamma_(tile.gamma),
+          gamma_sums_(tile.gamma_sums),
+          beta_sums_(tile.beta_sums),
+          stride_(tile.row_stride),
+          ahead_(tile.rows_ahead * tile.row_stride) {
+      for (std::size_t r = 0; r < kRows; ++r) {
+        minus_mean_[r] = Uniform::Of(-values.mean[row + r]);
+        rstd_[r] = Uniform::Of(values.rstd[row + r]);
+        shift_[r] = Uniform::Of(values.shift[row + r]);
+        slope_[r] = Uniform::Of(values.slope[row + r]);
+        offset_[r] = Uniform::Of(values.offset[row + r]);
+      }
+    }
+
+    // Where steps may begin: those past the cache do at a line.
+    LNBP_INLINE std::size_t FirstStep(std::size_t num_columns) const {
+      return kPastCache ? ColumnsToLine(dx_, num_columns) : 0;
+    }
+
+    LNBP_INLINE void ApplyStep(std::size_t i) const {
+      static_assert(!kPastCache || kVectors == 1 || kRows == 1);
+      Vector deltas[kVectors][kRows];
+      LNBP_UNROLL
+      for (std::size_t v = 0; v < kVectors; ++v) {
+        Compute(i + v * Vector::kSize, Whole{}, deltas[v]);
+        if constexpr (!kPastCache) {
+          Store(i + v * Vector::kSize, Whole{}, deltas[v]);
+        }
+      }
+      if constexpr (kPastCache) {
+        // One right after the other: 3 x at 2048 x 4096 of bfloat16.
+        LNBP_UNROLL
+        for (std::size_t v = 0; v < kVectors; ++v) {
+          for (std::size_t r = 0; r < kRows; ++r) {
+            Elements::Stream(dx_ + r * stride_ + i + v * Vector::kSize,
+                             deltas[v][r]);
+          }
+        }
+      }
+    }
+    // Fewer columns than a step.
+    LNBP_INLINE void ApplyPart(std::size_t begin, std::size_t end) const {
+      ForParts(begin, end,
+               [this](std::size_t i, First part) LNBP_INLINE_LAMBDA {
+                 Vector deltas[kRows];
+                 Compute(i, part, deltas);
+                 Store(i, part, deltas);
+               });
+    }
+
+    LNBP_INLINE void AskForDelta(std::size_t i) const {
+      AskForRows<kRows>(dy_ + i, stride_, ahead_);
+    }
+
+   private:
+    template <typename Part>
+    LNBP_INLINE void Compute(std::size_t i, Part part, Vector* deltas) const {
+      const Vector gamma = Columns::Load(gamma_ + i, part);
+      Vector gamma_sum = Columns::Load(gamma_sums_ + i, part);
+      Vector beta_sum = Columns::Load(beta_sums_ + i, part);
+      LNBP_UNROLL
+      for (std::size_t r = 0; r < kRows; ++r) {
+        const std::size_t at = r * stride_ + i;
+        const Vector xhat =
+            MulAdd(Elements::Load(x_ + at, part) + minus_mean_[r], rstd_[r],
+                   shift_[r]);
+        const Vector delta = Elements::Load(dy_ + at, part);
+        gamma_sum = MulAdd(delta, xhat, gamma_sum);
+        beta_sum = beta_sum + delta;
+        deltas[r] = MulAdd(delta * gamma, rstd_[r],
+                           MulAdd(xhat, slope_[r], offset_[r]));
+      }
+      Columns::Store(gamma_sums_ + i, gamma_sum, part);
+      Columns::Store(beta_sums_ + i, beta_sum, part);
+    }
+
+    template <typename Part>
+    LNBP_INLINE void Store(std::size_t i, Part part,
+                           const Vector* deltas) const {
+      LNBP_UNROLL
+      for (std::size_t r = 0; r < kRows; ++r) {
+        Elements::Store(dx_ + r * stride_ + i, deltas[r], part);
+      }
+    }
+
+    const T* const x_;
+    const T* const dy_;
+    T* const dx_;
+    const C* const gamma_;
+    C* const gamma_sums_;
+    C* const beta_sums_;
+    const std::size_t stride_;
+    const std::size_t ahead_;
+    Uniform minus_mean_[kRows];
+    Uniform rstd_[kRows];
+    Uniform shift_[kRows];
+    Uniform slope_[kRows];
+    Uniform offset_[kRows];
+  };
 
   template <bool kHasResidual, std::size_t kRows>
   static LNBP_INLINE void SumProductsOf(const Tile& tile, std::size_t row,
                                         const RowValues& values,
                                         RowSums<kRows>& sums) {
-    // Of every row its g, of every row its products, then its squares.
-    constexpr std::size_t kCount = (kHasResidual ? 3 : 2) * kRows;
-    constexpr std::size_t kPadded = (kCount + 3) / 4 * 4;
-    Vector vectors[kPadded];
-    for (std::size_t j = 0; j < kPadded; ++j) vectors[j] = Vector::Zeros();
-    Uniform mean[kRows];
-    Uniform residual[kRows];
-    for (std::size_t r = 0; r < kRows; ++r) {
-      mean[r] = Uniform::Of(values.mean[row + r]);
-      if constexpr (kHasResidual) {
-        residual[r] = Uniform::Of(values.residual[row + r]);
-      }
-    }
-    const T* const x = At(tile.input_forward, tile, row);
-    const T* const dy = At(tile.output_delta, tile, row);
-    const C* const gammas = tile.gamma;
-    const std::size_t stride = tile.row_stride;
-    const std::size_t ahead = tile.rows_ahead * stride;
-    const auto add_columns = [&](std::size_t i, auto part) LNBP_INLINE_LAMBDA {
-      const Vector gamma = Columns::Load(gammas + i, part);
-      LNBP_UNROLL
-      for (std::size_t r = 0; r < kRows; ++r) {
-        const std::size_t at = r * stride + i;
-        AskFor(x + at, ahead);
-        Vector d = Elements::Load(x + at, part) - mean[r];
-        if constexpr (kHasResidual) d = d - residual[r];
-        d = Keep(d, part);
-        const Vector g = Elements::Load(dy + at, part) * gamma;
-        vectors[r] = vectors[r] + g;
-        vectors[kRows + r] = MulAdd(g, d, vectors[kRows + r]);
-        if constexpr (kHasResidual) {
-          vectors[2 * kRows + r] = MulAdd(d, d, vectors[2 * kRows + r]);
-        }
-      }
-    };
+    Summation<kHasResidual, kRows> summation(tile, row, values);
+    const std::size_t num_columns = tile.num_columns;
     std::size_t i = 0;
-    for (; i + Vector::kSize <= tile.num_columns; i += Vector::kSize) {
-      add_columns(i, Whole{});
+    for (; i + kStep <= num_columns; i += kStep) {
+      summation.AskForInput(i);
+      summation.AddStep(i);
     }
-    if (i < tile.num_columns) add_columns(i, First{tile.num_columns - i});
-    double totals[kPadded];
-    for (std::size_t j = 0; j < kPadded; j += 4) {
-      SumLanes(vectors + j, totals + j);
-    }
-    for (std::size_t r = 0; r < kRows; ++r) {
-      sums.g[r] = totals[r];
-      sums.products[r] = totals[kRows + r];
-      sums.squares[r] = 0;
-      if constexpr (kHasResidual) sums.squares[r] = totals[2 * kRows + r];
-    }
+    summation.AddPart(i, num_columns);
+    summation.AddUp(sums);
   }
 
   template <bool kPastCache, std::size_t kRows>
   static void ApplyTo(const Tile& tile, std::size_t row,
                       const RowValues& values) {
-    Uniform mean[kRows];
-    Uniform rstd[kRows];
-    Uniform shift[kRows];
-    Uniform slope[kRows];
-    Uniform offset[kRows];
-    for (std::size_t r = 0; r < kRows; ++r) {
-      mean[r] = Uniform::Of(values.mean[row + r]);
-      rstd[r] = Uniform::Of(values.rstd[row + r]);
-      shift[r] = Uniform::Of(values.shift[row + r]);
-      slope[r] = Uniform::Of(values.slope[row + r]);
-      offset[r] = Uniform::Of(values.offset[row + r]);
+    const Application<kPastCache, kRows> application(tile, row, values);
+    const std::size_t num_columns = tile.num_columns;
+    std::size_t i = application.FirstStep(num_columns);
+    application.ApplyPart(0, i);
+    for (; i + kStep <= num_columns; i += kStep) {
+      application.AskForDelta(i);
+      application.ApplyStep(i);
     }
-    const T* const x = At(tile.input_forward, tile, row);
-    const T* const dy = At(tile.output_delta, tile, row);
-    T* const dx = static_cast<T*>(tile.input_delta) + row * tile.row_stride;
-    const C* const gammas = tile.gamma;
-    C* const gamma_sums = tile.gamma_sums;
-    C* const beta_sums = tile.beta_sums;
-    const std::size_t stride = tile.row_stride;
-    const std::size_t ahead = tile.rows_ahead * stride;
-    const auto apply_to_columns = [&](std::size_t i, auto part,
-                                      auto store) LNBP_INLINE_LAMBDA {
-      const Vector gamma = Columns::Load(gammas + i, part);
-      Vector gamma_sum = Columns::Load(gamma_sums + i, part);
-      Vector beta_sum = Columns::Load(beta_sums + i, part);
-      LNBP_UNROLL
-      for (std::size_t r = 0; r < kRows; ++r) {
-        const std::size_t at = r * stride + i;
-        AskFor(dy + at, ahead);
-        const Vector xhat =
-            MulAdd(Elements::Load(x + at, part) - mean[r], rstd[r], shift[r]);
-        const Vector delta = Elements::Load(dy + at, part);
-        gamma_sum = MulAdd(delta, xhat, gamma_sum);
-        beta_sum = beta_sum + delta;
-        store(dx + at, MulAdd(delta * gamma, rstd[r],
-                              MulAdd(xhat, slope[r], offset[r])));
-      }
-      Columns::Store(gamma_sums + i, gamma_sum, part);
-      Columns::Store(beta_sums + i, beta_sum, part);
-    };
-    const auto stream = [](T* to, Vector v)
-                            LNBP_INLINE_LAMBDA { Elements::Stream(to, v); };
-    const auto store = [](T* to, Vector v) LNBP_INLINE_LAMBDA {
-      Elements::Store(to, v, Whole{});
-    };
-    const auto apply_to_first = [&](std::size_t i,
-                                    std::size_t count) LNBP_INLINE_LAMBDA {
-      const First part{count};
-      apply_to_columns(i, part, [=](T* to, Vector v) LNBP_INLINE_LAMBDA {
-        Elements::Store(to, v, part);
-      });
-    };
+    application.ApplyPart(i, num_columns);
+  }
+
+  template <bool kHasResidual>
+  static LNBP_INLINE void ApplyAndSumOf(const Tile& tile, std::size_t row,
+                                        std::size_t row_to_sum,
+                                        const RowValues& values,
+                                        RowSums<1>& sums) {
+    if (tile.past_cache) {
+      ApplyToAndSum<kHasResidual, true>(tile, row, row_to_sum, values, sums);
+    } else {
+      ApplyToAndSum<kHasResidual, false>(tile, row, row_to_sum, values, sums);
+    }
+  }
+
+  template <bool kHasResidual, bool kPastCache>
+  static void ApplyToAndSum(const Tile& tile, std::size_t row,
+                            std::size_t row_to_sum, const RowValues& values,
+                            RowSums<1>& sums) {
+    const Application<kPastCache, 1> application(tile, row, values);
+    Summation<kHasResidual, 1> summation(tile, row_to_sum, values);
+    const std::size_t num_columns = tile.num_columns;
+    const std::size_t first = application.FirstStep(num_columns);
+    application.ApplyPart(0, first);
     std::size_t i = 0;
-    if constexpr (kPastCache) {
-      i = ColumnsToBoundary(dx, tile.num_columns);
-      if (i != 0) apply_to_first(0, i);
+    for (; first + i + kStep <= num_columns; i += kStep) {
+      summation.AskForInput(i);
+      summation.AskForDelta(i);
+      summation.AddStep(i);
+      application.ApplyStep(first + i);
     }
-    for (; i + Vector::kSize <= tile.num_columns; i += Vector::kSize) {
-      if constexpr (kPastCache) {
-        apply_to_columns(i, Whole{}, stream);
-      } else {
-        apply_to_columns(i, Whole{}, store);
-      }
+    application.ApplyPart(first + i, num_columns);
+    if (i + kStep <= num_columns) {
+      summation.AddStep(i);
+      i += kStep;
     }
-    if (i < tile.num_columns) apply_to_first(i, tile.num_columns - i);
+    summation.AddPart(i, num_columns);
+    summation.AddUp(sums);
   }
 
   static LNBP_INLINE const T* At(const void* tensor, const Tile& tile,
@@ -233,14 +387,28 @@ class SimdSteps {
     return Columns::Keep(v, part);
   }
 
-  // Up to where stores past the cache may begin; less than a vector.
-  static LNBP_INLINE std::size_t ColumnsToBoundary(const T* row,
-                                                   std::size_t num_columns) {
-    constexpr std::size_t kBytes = Vector::kSize * sizeof(T);
-    constexpr std::size_t kBoundary = kBytes < kLine ? kBytes : kLine;
-    const std::size_t past = reinterpret_cast<std::uintptr_t>(row) % kBoundary;
-    const std::size_t columns = (kBoundary - past) % kBoundary / sizeof(T);
+  // A vector at a time, of which only the First are there.
+  template <typename Function>
+  static LNBP_INLINE void ForParts(std::size_t begin, std::size_t end,
+                                   Function function) {
+    for (std::size_t i = begin; i < end; i += Vector::kSize) {
+      const std::size_t rest = end - i;
+      function(i, First{rest < Vector::kSize ? rest : Vector::kSize});
+    }
+  }
+
+  // Fewer than those of a line.
+  static LNBP_INLINE std::size_t ColumnsToLine(const T* row,
+                                               std::size_t num_columns) {
+    const std::size_t past = reinterpret_cast<std::uintptr_t>(row) % kLine;
+    const std::size_t columns = (kLine - past) % kLine / sizeof(T);
     return columns < num_columns ? columns : num_columns;
+  }
+
+  template <std::size_t kRows>
+  static LNBP_INLINE void AskForRows(const T* from, std::size_t stride,
+                                     std::size_t ahead) {
+    for (std::size_t r = 0; r < kRows; ++r) AskFor(from + r * stride, ahead);
   }
 
   // An address past the end of a tensor does no harm here, nor that of what is
@@ -248,8 +416,7 @@ class SimdSteps {
   static LNBP_INLINE void AskFor(const T* from, std::size_t ahead) {
     const auto address =
         reinterpret_cast<std::uintptr_t>(from) + ahead * sizeof(T);
-    for (std::size_t line = 0; line < Vector::kSize * sizeof(T);
-         line += kLine) {
+    for (std::size_t line = 0; line < kStep * sizeof(T); line += kLine) {
       _mm_prefetch(reinterpret_cast<const char*>(address + line), _MM_HINT_T0);
     }
   }
