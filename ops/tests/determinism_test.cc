@@ -49,8 +49,9 @@ void TestSize(Size size, ElementType type, bool use_stats, Layout layout,
 int main() {
   using lnbp::ElementType;
   using lnbp::test::Layout;
-  constexpr lnbp::test::Size kSizes[] = {{2000, 64}, {300, 768}, {100, 1030},
-                                         {70, 9001}, {5, 20000}, {1, 8192}};
+  constexpr lnbp::test::Size kSizes[] = {{2000, 64},  {300, 768}, {2100, 257},
+                                         {100, 1030}, {70, 9001}, {5, 20000},
+                                         {1, 8192}};
   for (const lnbp::test::Size size : kSizes) {
     for (const ElementType type :
          {ElementType::kFloat, ElementType::kDouble, ElementType::kFloat16,

@@ -131,6 +131,28 @@ void TestLargerThanCache() {
   }
 }
 
+// Tensors beyond the second-level cache, of which rows are summed while others
+// are written.
+void TestSumsAhead() {
+  for (const ElementType type :
+       {ElementType::kFloat, ElementType::kDouble, ElementType::kFloat16,
+        ElementType::kBfloat16}) {
+    for (const std::size_t norm_size :
+         std::vector<std::size_t>{129, 1024, 1037, 8200}) {
+      for (const bool past_cache : {true, false}) {
+        Problem problem;
+        problem.type = problem.parameter_type = problem.statistics_type = type;
+        problem.num_rows = (1 << 20) / (norm_size * SizeOf(type)) + 66;
+        problem.norm_size = norm_size;
+        problem.use_stats = past_cache == (norm_size % 2 == 0);
+        problem.cache_bytes = past_cache ? 1 : 0;
+        problem.misalignment = norm_size % 4;
+        CheckProblem(problem);
+      }
+    }
+  }
+}
+
 void TestRows() {
   for (const std::size_t num_rows : std::vector<std::size_t>{
            2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 1000, 1025, 4100}) {
@@ -393,6 +415,7 @@ int main() {
   TestLengths();
   TestTails();
   TestLargerThanCache();
+  TestSumsAhead();
   TestRows();
   TestMisalignment();
   TestLayouts();
