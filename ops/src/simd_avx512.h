@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Vectors of two AVX-512 registers, with the operations that
-// simd_row_functions.h needs. A pair is 32 elements of a half type, one cache
+// simd_steps.h needs. A pair is 32 elements of a half type, one cache
 // line, and gives two independent chains of additions.
 
 #ifndef LNBP_ONNX_SIMD_AVX512_H_

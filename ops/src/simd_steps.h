@@ -5,8 +5,8 @@
 //
 // The rows of a group share what is read of gamma and of the sums over rows,
 // and the lanes of their own sums are added up together. The columns are taken
-// a vector at a time; what is left of them makes one vector more, of which only
-// the First are there.
+// a step at a time, a vector or as many as fill a line; of the last vector only
+// the First columns may be there.
 
 #ifndef LNBP_ONNX_SIMD_STEPS_H_
 #define LNBP_ONNX_SIMD_STEPS_H_
@@ -109,11 +109,10 @@ class SimdSteps {
 
  private:
   static constexpr std::size_t kLine = 64;
+  static constexpr std::size_t kVectorBytes = Vector::kSize * sizeof(T);
   // The columns of a step fill a line.
-  static constexpr std::size_t kVectors = kLine > Vector::kSize * sizeof(T)
-                                              ? kLine /
-                                                    (Vector::kSize * sizeof(T))
-                                              : 1;
+  static constexpr std::size_t kVectors =
+      kVectorBytes < kLine ? kLine / kVectorBytes : 1;
   static constexpr std::size_t kStep = kVectors * Vector::kSize;
 
   // SumProducts, a vector of columns at a time.
@@ -142,11 +141,10 @@ class SimdSteps {
         Add(i + v * Vector::kSize, Whole{});
       }
     }
-    // Fewer columns than a step.
     LNBP_INLINE void AddPart(std::size_t begin, std::size_t end) {
-      ForParts(begin, end,
-               [this](std::size_t i, First part)
-                   LNBP_INLINE_LAMBDA { Add(i, part); });
+      ForParts(begin, end, [this](std::size_t i, auto part) LNBP_INLINE_LAMBDA {
+        Add(i, part);
+      });
     }
 
     template <typename Part>
@@ -251,14 +249,12 @@ class SimdSteps {
         }
       }
     }
-    // Fewer columns than a step.
     LNBP_INLINE void ApplyPart(std::size_t begin, std::size_t end) const {
-      ForParts(begin, end,
-               [this](std::size_t i, First part) LNBP_INLINE_LAMBDA {
-                 Vector deltas[kRows];
-                 Compute(i, part, deltas);
-                 Store(i, part, deltas);
-               });
+      ForParts(begin, end, [this](std::size_t i, auto part) LNBP_INLINE_LAMBDA {
+        Vector deltas[kRows];
+        Compute(i, part, deltas);
+        Store(i, part, deltas);
+      });
     }
 
     LNBP_INLINE void AskForDelta(std::size_t i) const {
@@ -387,14 +383,17 @@ class SimdSteps {
     return Columns::Keep(v, part);
   }
 
-  // A vector at a time, of which only the First are there.
+  // Calls function(i, part) for fewer columns than a step.
   template <typename Function>
   static LNBP_INLINE void ForParts(std::size_t begin, std::size_t end,
                                    Function function) {
-    for (std::size_t i = begin; i < end; i += Vector::kSize) {
-      const std::size_t rest = end - i;
-      function(i, First{rest < Vector::kSize ? rest : Vector::kSize});
+    std::size_t i = begin;
+    if constexpr (kVectors > 1) {
+      for (; i + Vector::kSize <= end; i += Vector::kSize) {
+        function(i, Whole{});
+      }
     }
+    if (i < end) function(i, First{end - i});
   }
 
   // Fewer than those of a line.
