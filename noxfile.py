@@ -64,13 +64,19 @@ def generated(session: nox.Session) -> None:
 def native(session: nox.Session, sanitizers: str) -> None:
     """The C++ tests, also under the sanitizers, and what the library exports."""
     session.install("cmake", "ninja")
-    build = session.create_tmp()
-    options = [] if sanitizers == "none" else [f"-DLNBP_SANITIZE={sanitizers}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
-    session.run("cmake", "-S", "ops", "-B", build, "-G", "Ninja", "-DLNBP_BUILD_TESTS=ON", *options)
-    session.run("cmake", "--build", build)
-    session.run("ctest", "--test-dir", build, "--output-on-failure")
+    build = _build_native(session, sanitizers)
+    session.run("ctest", "--test-dir", str(build), "--output-on-failure")
     if sanitizers == "none" and shutil.which("readelf"):
-        _check_library(session, str(Path(build) / "liblnbp_onnx_ops.so"))
+        _check_library(session, str(build / "liblnbp_onnx_ops.so"))
+
+
+def _build_native(session: nox.Session, sanitizers: str) -> Path:
+    """Build the C++ tests, once for all sessions with the same sanitizers."""
+    build = session.cache_dir / f"native-{sanitizers.replace(';', '-')}"
+    options = [] if sanitizers == "none" else [f"-DLNBP_SANITIZE={sanitizers}"]
+    session.run("cmake", "-S", "ops", "-B", str(build), "-G", "Ninja", "-DLNBP_BUILD_TESTS=ON", *options)
+    session.run("cmake", "--build", str(build))
+    return build
 
 
 def _check_library(session: nox.Session, library: str) -> None:
@@ -125,12 +131,9 @@ def fuzz(session: nox.Session) -> None:
     """Each fuzzer for a minute with the same cases every time, or for as many seconds as asked with new ones."""
     seconds, seed = (session.posargs[0], []) if session.posargs else ("60", ["0"])
     session.install("cmake", "ninja", ".[dev]")
-    build = session.create_tmp()
-    options = ["-DLNBP_BUILD_TESTS=ON", "-DLNBP_SANITIZE=address;undefined", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
-    session.run("cmake", "-S", "ops", "-B", build, "-G", "Ninja", *options)
-    session.run("cmake", "--build", build, "--target", "fuzz_kernel", "fuzz_node")
+    build = _build_native(session, "address;undefined")
     for name in ("fuzz_kernel", "fuzz_node"):
-        session.run(str(Path(build) / "tests" / name), seconds, *seed, external=True)
+        session.run(str(build / "tests" / name), seconds, *seed, external=True)
     session.run("python", "tests/fuzz_graphs.py", "--seconds", seconds, *(["--seed", *seed] if seed else []))
 
 

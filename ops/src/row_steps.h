@@ -70,8 +70,9 @@ class RowFunctionsOf {
       // double and 1.08 x at 32768 x 256 of float; but not long ones, which are
       // not asked for ahead, 0.93 x at 512 x 16384 of float.
       if (end - begin == 2 && tile.rows_ahead != 0) {
-        set_values(Rows<1>{}, begin);
-        set_values(Rows<1>{}, begin + 1);
+        for (std::size_t row = begin; row < end; ++row) {
+          set_values(Rows<1>{}, row);
+        }
       } else {
         ForRows(begin, end, set_values);
       }
@@ -90,11 +91,12 @@ class RowFunctionsOf {
       SetValues<rows>(tile, row, means, values);
     });
     for (std::size_t row = distance; row < num_rows; ++row) {
-      SetValuesBy<1>(
-          tile, row, means, values,
-          [&](const Tile<C>& columns, RowSums<1>& sums) LNBP_INLINE_LAMBDA {
-            Steps::ApplyAndSum(columns, row - distance, row, values, sums);
-          });
+      SetValuesBy<1>(tile, row, means, values,
+                     [=, &values](const Tile<C>& columns, RowSums<1>& sums)
+                         LNBP_INLINE_LAMBDA {
+                           Steps::ApplyAndSum(columns, row - distance, row,
+                                              values, sums);
+                         });
     }
     ForRows(num_rows - distance, num_rows,
             [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
@@ -107,9 +109,10 @@ class RowFunctionsOf {
                                     RowMeans means, RowValues<C>& values) {
     SetValuesBy<kRows>(
         tile, row, means, values,
-        [&](const Tile<C>& columns, RowSums<kRows>& sums) LNBP_INLINE_LAMBDA {
-          Steps::template SumProducts<kRows>(columns, row, values, sums);
-        });
+        [row, &values](const Tile<C>& columns, RowSums<kRows>& sums)
+            LNBP_INLINE_LAMBDA {
+              Steps::template SumProducts<kRows>(columns, row, values, sums);
+            });
   }
 
   // `sum` makes the sums over the columns of a tile.
@@ -117,28 +120,42 @@ class RowFunctionsOf {
   static LNBP_INLINE void SetValuesBy(const Tile<C>& tile, std::size_t row,
                                       RowMeans means, RowValues<C>& values,
                                       Sum sum) {
-    if (values.has_residual) {
-      for (std::size_t r = 0; r < kRows; ++r) values.mean[row + r] = 0;
-      SetMean<kRows>(tile, row, means, values.mean, values.mean);
-      SetMean<kRows>(tile, row, means, values.mean, values.residual);
-    }
+    if (values.has_residual) SetMeans<kRows>(tile, row, means, values);
     RowSums<kRows> sums;
     sum(FirstColumns(tile), sums);
-    ForFurtherColumns(tile, [&](const Tile<C>& columns) LNBP_INLINE_LAMBDA {
-      RowSums<kRows> more;
-      sum(columns, more);
-      sums.Add(more);
-    });
+    if (tile.num_columns > kMaxTileColumns) {
+      AddFurtherColumns<kRows>(tile, sum, sums);
+    }
     LNBP_UNROLL
     for (std::size_t r = 0; r < kRows; ++r) {
       means.SetFactors(sums, r, row + r, values);
     }
   }
 
+  // What is not inlined here costs nothing, and compiles in a third of the
+  // time.
+  template <std::size_t kRows, typename Sum>
+  static void AddFurtherColumns(const Tile<C>& tile, Sum sum,
+                                RowSums<kRows>& sums) {
+    ForFurtherColumns(tile, [&](const Tile<C>& columns) LNBP_INLINE_LAMBDA {
+      RowSums<kRows> more;
+      sum(columns, more);
+      sums.Add(more);
+    });
+  }
+
+  template <std::size_t kRows>
+  static void SetMeans(const Tile<C>& tile, std::size_t row, RowMeans means,
+                       RowValues<C>& values) {
+    for (std::size_t r = 0; r < kRows; ++r) values.mean[row + r] = 0;
+    SetMean<kRows>(tile, row, means, values.mean, values.mean);
+    SetMean<kRows>(tile, row, means, values.mean, values.residual);
+  }
+
   // From the mean of x - `from`.
   template <std::size_t kRows>
-  static LNBP_INLINE void SetMean(const Tile<C>& tile, std::size_t row,
-                                  RowMeans means, const C* from, C* mean) {
+  static void SetMean(const Tile<C>& tile, std::size_t row, RowMeans means,
+                      const C* from, C* mean) {
     double sums[kRows];
     Steps::template SumInput<kRows>(FirstColumns(tile), row, from, sums);
     ForFurtherColumns(tile, [&](const Tile<C>& columns) LNBP_INLINE_LAMBDA {

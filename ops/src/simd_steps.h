@@ -71,7 +71,7 @@ class SimdSteps {
                                       const RowValues& values,
                                       RowSums<kRows>& sums) {
     if (values.has_residual) {
-      SumProductsOf<true>(tile, row, values, sums);
+      SumProductsAndSquares(tile, row, values, sums);
     } else {
       SumProductsOf<false>(tile, row, values, sums);
     }
@@ -320,6 +320,13 @@ class SimdSteps {
     }
     summation.AddPart(i, num_columns);
     summation.AddUp(sums);
+  }
+
+  template <std::size_t kRows>
+  static void SumProductsAndSquares(const Tile& tile, std::size_t row,
+                                    const RowValues& values,
+                                    RowSums<kRows>& sums) {
+    SumProductsOf<true>(tile, row, values, sums);
   }
 
   template <bool kPastCache, std::size_t kRows>
