@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Vectors of two AVX-512 registers, with the operations that
-// simd_steps.h needs. A pair is 32 elements of a half type, one cache
-// line, and gives two independent chains of additions.
+// Vectors of two AVX-512 registers, with the operations that simd_steps.h
+// needs. A pair is 32 elements of a half type, one cache line, and gives two
+// independent chains of additions.
 
 #ifndef LNBP_ONNX_SIMD_AVX512_H_
 #define LNBP_ONNX_SIMD_AVX512_H_
