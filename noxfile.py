@@ -2,6 +2,7 @@
 """What CI runs beside the tests, each also by itself: ``nox -s NAME``; ``nox -l`` lists them."""
 
 import configparser
+import json
 import re
 import shutil
 import tarfile
@@ -10,22 +11,33 @@ from pathlib import Path
 
 import nox
 
-nox.options.default_venv_backend = "venv"
+nox.needs_version = ">=2026.10.20"
+nox.options.default_venv_backend = "uv|venv"
+# Two at a time in CI (``nox --parallel 2``): what takes longest comes first.
+nox.options.allow_parallel = True
 nox.options.sessions = [
-    "lint",
-    "types",
-    "generated",
+    "build",
     "native",
-    "abi",
-    "paths",
     "torch",
     "examples",
     "fuzz",
+    "exhaustive(tenth)",
+    "editable",
+    "wheel",
+    "paths",
     "runtimes(1.17)",
     "runtimes(newest)",
-    "wheel",
+    "types",
+    "lint",
+    "tidy",
+    "abi",
 ]
 nox.options.error_on_external_run = True
+
+LINTERS = ["ruff==0.17.6", "import-linter==2.17", "clang-format==20.1.8"]
+MYPY = "mypy==2.4.1"
+CLANG_TIDY = "clang-tidy==20.1.0"
+GCOVR = "gcovr==8.4"
 
 CPP_FILES = sorted(
     str(path)
@@ -36,27 +48,40 @@ CPP_FILES = sorted(
 
 
 @nox.session
+def build(session: nox.Session) -> None:
+    """The wheel that the other sessions install, of the tree as it is."""
+    session.install("build", "cmake", "ninja", "scikit-build-core>=0.11")
+    shutil.rmtree(_wheels(session), ignore_errors=True)
+    # Where the tools stay in one place what they have compiled before is still good.
+    options = ["--no-isolation", f"-Cbuild-dir={session.cache_dir.resolve() / 'build'}"]
+    session.run("python", "-m", "build", "--wheel", *options, "--outdir", str(_wheels(session)))
+
+
+def _wheels(session: nox.Session) -> Path:
+    return session.cache_dir.resolve() / "wheels"
+
+
+def _built(session: nox.Session, extras: str = "dev") -> str:
+    """Return what installs the wheel that the session ``build`` built."""
+    (wheel,) = _wheels(session).glob("*.whl")
+    return f"lnbp-onnx[{extras}] @ {wheel.as_uri()}"
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style, and the direction of the imports."""
-    session.install("ruff", "clang-format==20.1.8", "import-linter", ".")
+    session.install(*LINTERS)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
-    session.run("clang-format", "--dry-run", "--Werror", "--style=Google", *CPP_FILES)
+    session.run("clang-format", "--dry-run", "--Werror", "--style=file", *CPP_FILES)
 
 
-@nox.session
+@nox.session(requires=["build"])
 def types(session: nox.Session) -> None:
     """The types, strictly."""
-    session.install("mypy", ".[dev]")
+    session.install(MYPY, "nox", _built(session))
     session.run("mypy")
-
-
-@nox.session
-def generated(session: nox.Session) -> None:
-    """The files made from the definition are current."""
-    session.install(".")
-    session.run("python", "-m", "lnbp_onnx.generate", "--check")
 
 
 @nox.session
@@ -79,43 +104,136 @@ def _build_native(session: nox.Session, sanitizers: str) -> Path:
     return build
 
 
+@nox.session
+def tidy(session: nox.Session) -> None:
+    """The checks of ``.clang-tidy`` on the C++ library."""
+    session.install("cmake", "ninja", CLANG_TIDY)
+    build = session.cache_dir / "tidy"
+    session.run("cmake", "-S", "ops", "-B", str(build), "-G", "Ninja")
+    commands = json.loads((build / "compile_commands.json").read_text())
+    files = sorted({command["file"] for command in commands})
+    # Some warnings that gcc is told to leave out have no name in clang.
+    options = ["--quiet", "--extra-arg=-Wno-unknown-warning-option"]
+    session.run("clang-tidy", "-p", str(build), *options, *files)
+
+
+@nox.session
+def coverage_native(session: nox.Session) -> None:
+    """The lines of the C++ library that its tests run, with gcc: at least 95 %."""
+    session.install("cmake", "ninja", GCOVR)
+    build = session.cache_dir / "native-coverage"
+    options = ["-DLNBP_BUILD_TESTS=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=--coverage -O1"]
+    session.run("cmake", "-S", "ops", "-B", str(build), "-G", "Ninja", *options)
+    session.run("cmake", "--build", str(build))
+    for counts in build.rglob("*.gcda"):
+        counts.unlink()
+    session.run("ctest", "--test-dir", str(build), "--output-on-failure", "-E", "determinism")
+    # An instruction set that this machine lacks runs nowhere here; its lines are those of a template.
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text().split() if info.exists() else []
+    for name, flag in {"avx2": "avx2", "avx512": "avx512bw", "avx512bf16": "avx512_bf16"}.items():
+        for notes in () if flag in flags else build.rglob(f"{name}.cc.gc*"):
+            notes.unlink()
+    objects = [str(build / "CMakeFiles" / f"lnbp_{name}.dir") for name in ("simd", "kernel", "ort")]
+    options = ["--merge-lines", "--filter", "ops/src/", "--fail-under-line", "95"]
+    session.run("gcovr", "--root", ".", "--object-directory", str(build), *options, *objects)
+
+
+@nox.session
+def aarch64(session: nox.Session) -> None:
+    """The C++ tests on an emulated 64-bit ARM processor; ``-- -E 'kernel|determinism'`` leaves out the long ones."""
+    compiler, emulator = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
+    missing = [tool for tool in (compiler, emulator) if not shutil.which(tool)]
+    if missing:
+        session.skip(f"no {' and no '.join(missing)}: Debian's g++-aarch64-linux-gnu and qemu-user-static have them")
+    session.install("cmake", "ninja")
+    build = session.cache_dir / "aarch64"
+    options = [
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={compiler}",
+        f"-DCMAKE_CROSSCOMPILING_EMULATOR={emulator};-L;/usr/aarch64-linux-gnu",
+        "-DLNBP_BUILD_TESTS=ON",
+    ]
+    session.run("cmake", "-S", "ops", "-B", str(build), "-G", "Ninja", *options)
+    session.run("cmake", "--build", str(build))
+    session.run("ctest", "--test-dir", str(build), "--output-on-failure", *session.posargs)
+
+
 def _check_library(session: nox.Session, library: str) -> None:
     """Hold the library to its two functions, and to the C library alone."""
     symbols = session.run("nm", "-D", "--defined-only", library, external=True, silent=True) or ""
     exported = {line.split()[-1].split("@")[0] for line in symbols.splitlines() if " T " in line}
     if exported != {"RegisterCustomOps", "LnbpGetCustomOps"}:
         session.error(f"The library exports {sorted(exported)}")
-    header = session.run("readelf", "-d", library, external=True, silent=True) or ""
+    header = session.run("readelf", "-dlW", library, external=True, silent=True) or ""
     needed = {line.split("[")[1].split(".so")[0] for line in header.splitlines() if "(NEEDED)" in line}
     if not needed <= {"libc", "libm", "ld-linux-x86-64", "ld-linux-aarch64"}:
         session.error(f"The library needs {sorted(needed)}")
+    calls = session.run("nm", "-D", "--undefined-only", library, external=True, silent=True) or ""
+    properties = {
+        "the stack protector": "__stack_chk_fail" in calls,
+        "the C library's checks": re.search(r"__\w+_chk\b", calls),
+        "full RELRO": "GNU_RELRO" in header and "BIND_NOW" in header,
+        "a stack that is not executable": re.search(r"GNU_STACK.* RW ", header),
+        "NODELETE, without which each reload leaks": "NODELETE" in header,
+    }
+    missing = [name for name, found in properties.items() if not found]
+    if missing:
+        session.error(f"The library lacks {', '.join(missing)}")
 
 
 @nox.session(venv_backend="none")
 def abi(session: nox.Session) -> None:
-    """The declarations of ONNX Runtime's interface against its own header, where Debian's package can be had."""
+    """The declarations of ONNX Runtime's interface against its own header, where Debian's package is available."""
     session.run("sh", "ops/tools/check_abi.sh", external=True)
 
 
-@nox.session
+@nox.session(requires=["build"])
 def paths(session: nox.Session) -> None:
     """The conformance of the native kernel on each path that the machine may have."""
-    session.install(".[dev]")
+    session.install(_built(session))
     for isa in ("portable", "avx2", "avx512", "avx512bf16"):
-        session.run("pytest", "-q", "-n", "2", "tests/test_conformance.py", "-k", "native", env={"LNBP_ISA": isa})
+        tests = ["--products", "whole", "tests/test_conformance.py", "-k", "native"]
+        session.run("pytest", "-q", *tests, env={"LNBP_ISA": isa})
 
 
-@nox.session
+@nox.session(requires=["build"])
+@nox.parametrize("share", ["tenth", "whole"], ids=["tenth", "whole"])
+def exhaustive(session: nox.Session, share: str) -> None:
+    """The cross products, of which the plain run of the tests takes a sample: a tenth, or the whole."""
+    session.install(_built(session))
+    session.run("pytest", "-q", "-n", "2", "-m", "product", "--products", share)
+
+
+# With pip: a constraint or a folder of wheels that keeps torch to its build for the CPU is pip's to know.
+@nox.session(venv_backend="venv", requires=["build"])
 def torch(session: nox.Session) -> None:
     """The tests that need torch."""
-    session.install("torch==2.13.0", "onnxsim", ".[dev,torch]")
-    session.run("pytest", "-q", "tests/test_torch.py", "tests/test_interop_torch.py")
+    session.install("torch==2.13.0", "onnxsim", _built(session, "dev,torch"))
+    tests = [
+        "torch",
+        "interop_torch",
+        "torch_gradients",
+        "torch_random",
+        "torch_state",
+        "convolution_gradients",
+        "gradient",
+    ]
+    session.run("pytest", "-q", *(f"tests/test_{name}.py" for name in tests))
 
 
-@nox.session
+@nox.session(venv_backend="venv", requires=["build"])
+def support(session: nox.Session) -> None:
+    """Architectures of transformers, for the table in docs/pytorch.md; ``-- --part 3`` holds a third of them to it."""
+    session.install("torch==2.13.0", "transformers==5.24.0", _built(session, "dev,torch"))
+    session.run("python", "tests/support_table.py", *session.posargs)
+
+
+@nox.session(venv_backend="venv", requires=["build"])
 def examples(session: nox.Session) -> None:
     """The examples with all that they can use: torch, OpenVINO, MPI, matplotlib, ONNX Runtime Web in node."""
-    session.install("torch==2.13.0", ".[dev,examples,torch]")
+    session.install("torch==2.13.0", _built(session, "dev,examples,torch"))
     folder = Path(session.create_tmp()).resolve()
     if shutil.which("node") and shutil.which("npm"):
         options = ["--no-save", "--no-package-lock", "--no-audit", "--no-fund"]
@@ -126,15 +244,19 @@ def examples(session: nox.Session) -> None:
     session.run("pytest", "-q", *tests, env={"NODE_PATH": str(folder / "node_modules")})
 
 
-@nox.session
-def fuzz(session: nox.Session) -> None:
-    """Each fuzzer for a minute with the same cases every time, or for as many seconds as asked with new ones."""
+# What the C++ fuzzers run is built with the tests under these sanitizers, in one place.
+@nox.session(requires=["build", "native(address)"])
+@nox.parametrize("fuzzer", ["kernel", "node", "graphs"], ids=["kernel", "node", "graphs"])
+def fuzz(session: nox.Session, fuzzer: str) -> None:
+    """A fuzzer for a minute with the same cases every time, or for as many seconds as asked with new ones."""
     seconds, seed = (session.posargs[0], []) if session.posargs else ("60", ["0"])
-    session.install("cmake", "ninja", ".[dev]")
+    if fuzzer == "graphs":
+        session.install(_built(session))
+        session.run("python", "tests/fuzz_graphs.py", "--seconds", seconds, *(["--seed", *seed] if seed else []))
+        return
+    session.install("cmake", "ninja")
     build = _build_native(session, "address;undefined")
-    for name in ("fuzz_kernel", "fuzz_node"):
-        session.run(str(build / "tests" / name), seconds, *seed, external=True)
-    session.run("python", "tests/fuzz_graphs.py", "--seconds", seconds, *(["--seed", *seed] if seed else []))
+    session.run(str(build / "tests" / f"fuzz_{fuzzer}"), seconds, *seed, external=True)
 
 
 @nox.session
@@ -154,6 +276,13 @@ def wheel(session: nox.Session) -> None:
     session.run(str(commands / "pytest"), "-q", "-n", "2", "tests/smoke.py", external=True)
 
 
+@nox.session(requires=["build"])
+def editable(session: nox.Session) -> None:
+    """Editable installs: the library is found, and rebuilt where it is asked for."""
+    session.install("cmake", "ninja", "pip", "scikit-build-core>=0.11", _built(session))
+    session.run("pytest", "-q", "tests/editable.py")
+
+
 def _check_contents(session: nox.Session, source: Path, built: Path) -> None:
     """Hold the wheel to the package and its library, the source distribution to what builds and tests it."""
     in_wheel = zipfile.ZipFile(built).namelist()
@@ -164,7 +293,7 @@ def _check_contents(session: nox.Session, source: Path, built: Path) -> None:
         session.error(f"{built.name} holds {stray} and lacks {missing}")
     with tarfile.open(source) as archive:
         in_source = {name.partition("/")[2] for name in archive.getnames()}
-    needed = ["LICENSE", "README.md", "pyproject.toml", "lnbp_onnx/spec.py", "ops/src/kernel.cc", "tests/smoke.py"]
+    needed = ["LICENSE", "README.md", "pyproject.toml", "lnbp_onnx/spec.py", "ops/src/ort/spec.h", "tests/smoke.py"]
     stray = [name for name in in_source if re.search(r"(^|/)(\.nox|\.venv|build|__pycache__)(/|$)|\.so$", name)]
     missing = [name for name in needed if name not in in_source]
     if stray or missing:
@@ -181,11 +310,11 @@ MUTATED = {
 }
 
 
-@nox.session
+@nox.session(requires=["build"])
 def mutation(session: nox.Session) -> None:
     """Which changes of a module no test notices: ``nox -s mutation -- reference``; by default node."""
     module = session.posargs[0] if session.posargs else "node"
-    session.install("mutmut>=3.8", ".[dev]")
+    session.install("mutmut>=3.8", _built(session))
     # mutmut works on a folder with the package in it, the library included.
     folder = Path(session.create_tmp()) / module
     shutil.rmtree(folder, ignore_errors=True)
@@ -194,11 +323,12 @@ def mutation(session: nox.Session) -> None:
     shutil.copytree(installed.strip(), folder / "lnbp_onnx")
     shutil.copytree("tests", folder / "tests")
     shutil.copy("pyproject.toml", folder)
+    not_affected = "not kernel and not where_the_package_is and not generated"
     settings = {
         "source_paths": "lnbp_onnx",
         "only_mutate": f"lnbp_onnx/{module}.py",
         "also_copy": "lnbp_onnx/lib",
-        "pytest_add_cli_args": "-n\n0\n-k\nnot kernel and not where_the_package_is and not generated",
+        "pytest_add_cli_args": "\n".join(["-n", "0", "--products", "whole", "-k", not_affected]),
         "pytest_add_cli_args_test_selection": "\n".join(MUTATED[module]),
     }
     config = configparser.ConfigParser()
@@ -210,10 +340,17 @@ def mutation(session: nox.Session) -> None:
     session.run("mutmut", "results")
 
 
-@nox.session
+@nox.session(venv_backend="venv", requires=["build"])
+def coverage(session: nox.Session) -> None:
+    """Which lines and branches of the package no test runs; a process that a test starts does not count."""
+    session.install("torch==2.13.0", "onnxsim", "pytest-cov>=7", _built(session, "dev,torch"))
+    session.run("pytest", "-q", "-n", "2", "--cov")
+
+
+@nox.session(venv_backend="venv", requires=["build"])
 def bench(session: nox.Session) -> None:
     """A short pass of the benchmarks, with every peer and the plots."""
-    session.install("torch==2.13.0", ".[bench,dev]")
+    session.install("torch==2.13.0", _built(session, "bench,dev"))
     session.run("pytest", "-q", "tests/test_benchmarks.py")
     results = str(Path(session.create_tmp()).resolve() / "results.json")
     session.run("python", "benchmarks/run.py", "--shapes", "128x768", "--rounds", "3", "--json", results)
@@ -227,12 +364,12 @@ RUNTIMES = {
 }
 
 
-@nox.session
+@nox.session(requires=["build"])
 @nox.parametrize("runtime", [*RUNTIMES, "newest"], ids=[*RUNTIMES, "newest"])
 def runtimes(session: nox.Session, runtime: str) -> None:
     """The wheel on older runtimes and on the newest; the oldest one with the oldest onnx."""
     packages = RUNTIMES.get(runtime, ["onnxruntime"])
     if runtime == min(RUNTIMES):
         packages = [*packages, "onnx==1.20.1"]
-    session.install(".[dev]", *packages)
+    session.install(_built(session), *packages)
     session.run("pytest", "-q", "-n", "2", "tests/smoke.py")

@@ -19,7 +19,7 @@ _CACHE = _SOURCES.parent / "build" / "benchmarks"
 
 
 class MissingError(Exception):
-    """A contender that cannot be had here, and why."""
+    """a contender that is not available here, and why."""
 
 
 @functools.cache

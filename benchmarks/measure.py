@@ -61,7 +61,7 @@ class Configuration:
 
 
 def measure(problem: Problem, threads: int, builders: Mapping[str, Builder], rounds: int) -> Configuration:
-    """Time those contenders that can be had and are right."""
+    """Time those contenders that are available and right."""
     outcomes: dict[str, Outcome] = {}
     right: dict[str, Contender] = {}
     for name, build in builders.items():

@@ -13,20 +13,25 @@ Open MPI's mpiexec needs --oversubscribe where there are fewer cores than proces
 
 import time
 from itertools import islice
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-from mpi4py import MPI
 
 import lnbp_onnx
+import program
 from gpt.arguments import training_parser
 from gpt.text import batches
-from gpt.training import Run, Tensors, context_of, initial_parameters, run_of, session_options, train
+from gpt.training import Run, Tensors, context_of, initial_parameters, run_of, session_options, train, training_step
+
+INSTALL = "pip install mpi4py mpich"
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 
-def shared(run: Run, communicator: MPI.Comm) -> Run:
+def shared(run: Run, communicator: "MPI.Comm") -> Run:
     """Return what gives the loss and the gradients of a whole batch, of which each process runs its rows."""
+    from mpi4py import MPI
 
     def run_rows(feeds: Tensors) -> Tensors:
         rows = len(feeds["tokens"])
@@ -43,14 +48,24 @@ def shared(run: Run, communicator: MPI.Comm) -> Run:
 
 
 def main() -> None:
-    communicator = MPI.COMM_WORLD
     parser = training_parser(__doc__, steps=20, rows=16)
-    parser.add_argument("--save", type=Path, help="where to write the losses and the parameters, as .npz")
+    parser.add_argument(
+        "--save", type=program.output_file, help="where to write the losses and the parameters, as .npz"
+    )
     options = parser.parse_args()
+    program.require("mpi4py", INSTALL)
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # the package without an MPI
+        raise program.NotInstalledError(f"mpi4py finds no MPI ({error}; {INSTALL}).") from error
+
+    communicator = MPI.COMM_WORLD
     if options.rows < communicator.size:
         parser.error(f"{options.rows} rows are too few for {communicator.size} processes")
 
-    model = onnx.load(options.model)
+    model = training_step(options.model)
+    if options.save:
+        program.make_folder_of(options.save)
     run = run_of(lnbp_onnx.inference_session(model, sess_options=session_options(threads=1)))
     parameters = initial_parameters(model)
     data = islice(batches(options.rows, context_of(model)), options.steps)
@@ -65,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -5,7 +5,6 @@ The graph is the loss and the 29 parameter gradients of a two-layer transformer 
 five LayerNormBackprop nodes; the reference is what torch.autograd computed for the same weights and inputs.
 """
 
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,12 +13,14 @@ import onnx
 import onnxruntime
 
 import lnbp_onnx
+import program
 
 FOLDER = Path(__file__).parent
 TOLERANCE = 5e-6
 
 
 def main() -> int:
+    program.argument_parser(__doc__).parse_args()
     model = onnx.load(FOLDER / "torch_encoder_training_lnbp.onnx")
     result = lnbp_onnx.decompose(model)
 
@@ -44,4 +45,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

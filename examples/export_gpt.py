@@ -2,26 +2,27 @@
 """Export the training step of a small GPT from PyTorch: its loss and all of its gradients as one ONNX model.
 
 The gradients of the layer norms are LayerNormBackprop nodes. The other examples train this model, without PyTorch;
-examples/gpt/training_step.onnx is what this program writes by default.
+examples/gpt/training_step.onnx is what this program writes by default, to build/training_step.onnx.
 
 Needs `pip install torch==2.13.0 '.[torch]'`.
 """
 
-import argparse
 from dataclasses import asdict, fields
-from pathlib import Path
 
 import onnx
-import torch
 
+import program
 from gpt.arguments import positive
-from gpt.model import Gpt, Sizes
-from lnbp_onnx.interop.torch import export_joint
+from gpt.sizes import Sizes
+
+INSTALL = "pip install torch==2.13.0 '.[torch]'"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", nargs="?", type=Path, default="training_step.onnx")
+    parser = program.argument_parser(__doc__)
+    parser.add_argument(
+        "path", nargs="?", type=program.output_file, default=program.OUTPUT_FOLDER / "training_step.onnx"
+    )
     for field in fields(Sizes):
         parser.add_argument(f"--{field.name}", type=positive, default=field.default)
     options = vars(parser.parse_args())
@@ -29,6 +30,14 @@ def main() -> None:
     sizes = Sizes(**options)
     if sizes.width % sizes.heads:
         parser.error(f"the width, {sizes.width}, is not a multiple of the number of heads, {sizes.heads}")
+
+    program.require("torch", INSTALL)
+    program.require("onnxscript", INSTALL)
+    program.make_folder_of(path)
+    import torch
+
+    from gpt.model import Gpt
+    from lnbp_onnx.interop.torch import export_joint
 
     torch.manual_seed(0)
     module = Gpt(sizes)
@@ -44,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

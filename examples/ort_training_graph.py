@@ -6,7 +6,6 @@ operators that no later package has. It is run in standard operators, and with t
 gradients are compared with what torch.autograd gave, then AdamW, in NumPy, takes a few steps.
 """
 
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import onnx
 import onnxruntime
 
 import lnbp_onnx
+import program
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 TOLERANCE = 2e-6
@@ -78,6 +78,7 @@ def describe(title: str, model: onnx.ModelProto) -> None:
 
 
 def main() -> int:
+    program.argument_parser(__doc__).parse_args()
     original = onnx.load(DATA / "ort_training_gpt.onnx")
     standard = lnbp_onnx.decompose(original, training_ops=True)
     fused = lnbp_onnx.fuse(standard)
@@ -106,4 +107,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lnbp_onnx.session import KERNELS, Kernel, inference_session
+import program
+from lnbp_onnx.running.session import KERNELS, Kernel, inference_session
 
 FOLDER = Path(__file__).parent
 TOLERANCE = 5e-6
@@ -28,8 +29,13 @@ def largest_error(kernel: Kernel) -> float:
         )
 
 
-if __name__ == "__main__":
+def main() -> int:
+    program.argument_parser(__doc__).parse_args()
     errors = {kernel: largest_error(kernel) for kernel in KERNELS}
     for kernel, error in errors.items():
         print(f"{kernel:10}  largest relative error {error:.1e}")
-    raise SystemExit(max(errors.values()) > TOLERANCE)
+    return int(max(errors.values()) > TOLERANCE)
+
+
+if __name__ == "__main__":
+    program.run(main)

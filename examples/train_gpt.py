@@ -5,13 +5,12 @@ The model is a training step that export_gpt.py exported once: the loss and its 
 as LayerNormBackprop nodes, which the native kernel runs. The loop around it is NumPy: batches and AdamW. Where
 PyTorch is installed it trains the same model on the same batches, and its losses are compared.
 
-    python examples/train_gpt.py --steps 1000 --rows 32 --picture loss.png
-    python examples/export_gpt.py larger.onnx --width 128 --layers 4
-    python examples/train_gpt.py --model larger.onnx
+    python examples/train_gpt.py --steps 1000 --rows 32 --picture build/loss.png
+    python examples/export_gpt.py build/larger.onnx --width 128 --layers 4
+    python examples/train_gpt.py --model build/larger.onnx
 """
 
 import importlib.util
-import sys
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -20,22 +19,31 @@ from pathlib import Path
 import onnx
 
 import lnbp_onnx
+import program
 from gpt.arguments import training_parser
 from gpt.text import Batch, batches
-from gpt.training import context_of, initial_parameters, run_of, session_options, train
+from gpt.training import context_of, initial_parameters, run_of, session_options, train, training_step
 
 EVALUATED_ROWS = 64
 STEPS_IN_TORCH = 20
 TOLERANCE = 1e-4  # of a loss, in nats
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def main() -> int:
     parser = training_parser(__doc__, steps=100, rows=16)
     parser.add_argument("--seed", type=int, default=0, help="of the batches")
-    parser.add_argument("--picture", type=Path, help="where to write the losses as a picture; needs matplotlib")
+    parser.add_argument(
+        "--picture", type=program.output_file, help="where to write the losses as a picture; needs matplotlib"
+    )
     options = parser.parse_args()
+    if options.picture:
+        if options.picture.suffix not in PICTURES:
+            parser.error(f"--picture {options.picture} ends in none of {', '.join(PICTURES)}")
+        program.require("matplotlib", "pip install matplotlib, or leave out --picture")
+        program.make_folder_of(options.picture)
 
-    model = onnx.load(options.model)
+    model = training_step(options.model)
     context = context_of(model)
     training_batches = list(islice(batches(options.rows, context, seed=options.seed), options.steps))
     held_out = next(batches(EVALUATED_ROWS, context, held_out=True))
@@ -75,8 +83,8 @@ def draw(losses: Sequence[float], path: Path) -> None:
 def compare_with_torch(model: onnx.ModelProto, losses: Sequence[float], batches: Sequence[Batch]) -> int:
     import torch
 
-    from gpt.model import sizes_of
     from gpt.model import train as train_in_torch
+    from gpt.sizes import sizes_of
 
     expected = list(train_in_torch(sizes_of(model), initial_parameters(model), batches))
     difference = max(abs(loss - other) for loss, other in zip(losses, expected, strict=False))
@@ -86,4 +94,4 @@ def compare_with_torch(model: onnx.ModelProto, losses: Sequence[float], batches:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -5,11 +5,20 @@
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 
-const ort = createRequire(import.meta.url)("onnxruntime-web");
+const ort = load("onnxruntime-web");
 const ARRAYS = { float32: Float32Array, int64: BigInt64Array };
 
 ort.env.wasm.numThreads = 1;
 ort.env.logLevel = "error";
+
+function load(name) {
+  try {
+    return createRequire(import.meta.url)(name);
+  } catch (error) {
+    console.error(`Error: this needs the package ${name} (npm install --no-save --no-package-lock ${name}).`);
+    process.exit(2);
+  }
+}
 
 function decode({ type, dims, data }) {
   const bytes = Uint8Array.from(Buffer.from(data, "base64"));

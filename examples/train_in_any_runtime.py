@@ -29,16 +29,14 @@ import numpy as np
 import onnx
 import onnxruntime
 
+import program
 from gpt.arguments import training_parser
 from gpt.text import batches
-from gpt.training import Run, Tensors, context_of, initial_parameters, run_of, session_options, train
+from gpt.training import Run, Tensors, context_of, initial_parameters, run_of, session_options, train, training_step
+from program import NotInstalledError
 
 SERVER = Path(__file__).with_suffix(".mjs")
 TOLERANCE = 1e-4  # of a loss, in nats
-
-
-class NotInstalledError(Exception):
-    """A runtime is missing."""
 
 
 @contextmanager
@@ -114,6 +112,7 @@ def decomposed(training_step: Path, path: Path) -> tuple[onnx.ModelProto, Tensor
 
 def main() -> int:
     options = training_parser(__doc__, steps=20, rows=8).parse_args()
+    training_step(options.model)  # says what is wrong with it
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "training_step.onnx"
@@ -143,4 +142,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -15,4 +15,4 @@ class InvalidModelError(LnbpError, ValueError):
 
 
 class KernelError(LnbpError, RuntimeError):
-    """A kernel that cannot be had, or that failed."""
+    """A kernel that is not available, or that failed."""

@@ -5,6 +5,8 @@
 little: element types, ranks and dimensions may each be unknown, and are then not checked.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,12 +144,26 @@ def parse(
     Raises:
         InvalidNodeError: Where the specification refuses the node.
     """
+    values = tuple(_Reader(description).attributes(attributes).values())
+    operands, wanted = tuple(inputs), tuple(outputs)
+    try:
+        accepted = _accepted("", values, operands, wanted)
+    except InvalidNodeError:
+        return _parse(description, values, operands, wanted)
+    return dataclasses.replace(accepted, description=description)
+
+
+def _parse(
+    description: str,
+    attributes: tuple[float, ...],
+    inputs: tuple[TensorInfo | None, ...],
+    outputs: tuple[bool, ...],
+) -> BackpropNode:
     reader = _Reader(description)
-    values = reader.attributes(attributes)
-    use_affine, use_stats = bool(values["use_affine"]), bool(values["use_stats"])
-    epsilon = values["epsilon"]
+    begin_norm_axis, use_affine, epsilon, use_stats = attributes
+    use_affine, use_stats = bool(use_affine), bool(use_stats)
     if not (math.isfinite(epsilon) and (epsilon > 0 or (epsilon == 0 and use_stats))):
-        allowed = "finite and at least 0" if use_stats else "finite and greater than 0, for use_stats is 0"
+        allowed = "finite and at least 0" if use_stats else "finite and greater than 0, since use_stats is 0"
         reader.refuse(f"attribute 'epsilon' is {epsilon:g}; it must be {allowed}", "the usual value is 1e-5")
 
     present = reader.inputs(inputs, use_affine, use_stats)
@@ -155,7 +171,7 @@ def parse(
     element_type, parameter_type = reader.types(present)
     shape = reader.shape(present)
 
-    axis = int(values["begin_norm_axis"])
+    axis = int(begin_norm_axis)
     if shape is not None:
         rank = len(shape)
         if rank == 0:
@@ -183,6 +199,10 @@ def parse(
         parameter_type=parameter_type,
         shape=shape,
     )
+
+
+# Large models have thousands of nodes of which the same is known.
+_accepted = functools.lru_cache(maxsize=256)(_parse)
 
 
 def describe(name: str, outputs: Iterable[str]) -> str:
@@ -330,7 +350,7 @@ class _Reader:
             self.refuse(
                 f"input 'output_delta' has shape {format_shape(delta)} and input_forward {format_shape(forward)}; "
                 "the two must be equal",
-                "output_delta is the gradient with respect to the normalised output",
+                "connect the gradient with respect to the normalised output",
             )
         return tuple(map(_merge_dim, forward, delta))
 
@@ -345,7 +365,7 @@ class _Reader:
         if not broadcasts and not may_match(shape, (static_size(norm),)):
             self.refuse(
                 f"input {name!r} has shape {format_shape(shape)}; it must broadcast to the normalised axes "
-                f"{format_shape(norm)}, or be 1-D with one element for each of theirs",
+                f"{format_shape(norm)}, or be 1-D with as many elements as they have",
                 "reshape it, or move begin_norm_axis",
             )
 

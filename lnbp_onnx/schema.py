@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator's schema in ``onnx.defs``, with its type and shape inference."""
 
+import atexit
+import contextlib
+
 import onnx
 from onnx import TypeProto
 from onnx.defs import OpSchema
@@ -51,6 +54,13 @@ def register_schema() -> None:
     """
     if not onnx.defs.has(spec.OP_TYPE, spec.DOMAIN):
         onnx.defs.register_schema(make_schema())
+        # Until 1.22 onnx lets go of the inference function, which is Python's, after Python's end, and dies of it.
+        atexit.register(_deregister_schema)
+
+
+def _deregister_schema() -> None:
+    with contextlib.suppress(onnx.defs.SchemaError):
+        onnx.defs.deregister_schema(spec.OP_TYPE, spec.OP_VERSION, spec.DOMAIN)
 
 
 def _infer(context: onnx.shape_inference.InferenceContext) -> None:

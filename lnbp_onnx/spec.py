@@ -45,7 +45,7 @@ USE_AFFINE: Final = Attribute(
     "use_affine",
     1,
     "1: the forward operator scaled by gamma (and shifted by beta), gamma is required, and gamma_delta and "
-    "beta_delta can be had. 0: it did neither; gamma and beta are ignored.",
+    "beta_delta are available. 0: it did neither; gamma and beta are ignored.",
     boolean=True,
 )
 EPSILON: Final = Attribute(
@@ -161,8 +161,9 @@ def compute_type(element_type: int) -> int:
 
 
 def type_name(element_type: int) -> str:
-    """Return the name of an element type as ONNX's type strings write it: ``float16``."""
-    return str(TensorProto.DataType.Name(element_type)).lower()
+    """Return the name of an element type as ONNX's type strings write it, ``float16``, or else its number."""
+    is_known = element_type in TensorProto.DataType.values()
+    return str(TensorProto.DataType.Name(element_type)).lower() if is_known else str(element_type)
 
 
 DOC: Final = """

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of what every way of running the operator refuses, with a part of its message.
+"""The table of what every way of running the operator refuses, with the sentence that says so.
 
-As a program (``python bad_inputs.py KERNEL``) it runs the table through one kernel and prints what came of each entry,
-a line of JSON each: a test can see which entry ended the process.
+As a program (``python bad_inputs.py KERNEL...``) it runs the table through the kernels and prints what came of each
+entry, a line of JSON each: a test can see which entry ended the process.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ import onnxruntime
 from onnx import NodeProto, TensorProto, helper
 
 from lnbp_onnx import spec
-from lnbp_onnx.kernels import native
-from lnbp_onnx.session import inference_session
+from lnbp_onnx.running import native
+from lnbp_onnx.running.session import inference_session
 
 INPUTS = {
     "input_forward": (TensorProto.FLOAT, (3, 4)),
@@ -35,7 +36,7 @@ class BadInput:
     """A node that differs from a good one.
 
     Attributes:
-        fragments: What every message holds, beside the node's name.
+        sentence: What every message says after the node's name, to the last word: the same in Python and in C++.
         attributes: The node's; those left out take their defaults.
         inputs: Element type and shape of those that differ from `INPUTS`; None for one that is omitted.
         outputs: The node's.
@@ -43,7 +44,7 @@ class BadInput:
     """
 
     name: str
-    fragments: tuple[str, ...]
+    sentence: str
     attributes: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, tuple[int, tuple[int, ...]] | None] = field(default_factory=dict)
     outputs: tuple[str, ...] = spec.OUTPUT_NAMES
@@ -87,36 +88,56 @@ class BadInput:
             for name, (element_type, shape) in self.present.items()
         }
 
-    def expected(self, way: str) -> tuple[str, ...] | None:
+    def expected(self, way: str) -> str | None:
         """Return what a way's message must hold, or None where it takes the node."""
-        if way in self.other:
-            other = self.other[way]
-            return None if other is None else (other,)
-        return self.fragments
+        return self.other.get(way, f"{spec.OP_TYPE} node 'norm_grad': {self.sentence}")
 
 
 def _attributes() -> Iterator[BadInput]:
     for axis in (-3, 2, 2**40):
         yield BadInput(
-            f"axis-{axis}", ("'begin_norm_axis'", str(axis), "it must be in [-2, 1]"), {"begin_norm_axis": axis}
+            f"axis-{axis}",
+            f"attribute 'begin_norm_axis' is {axis}; with input_forward of rank 2 it must be in [-2, 1] "
+            "(the last axis is -1).",
+            {"begin_norm_axis": axis},
         )
     for epsilon in (-1.0, float("inf"), float("nan")):
-        yield BadInput(f"epsilon-{epsilon}", ("attribute 'epsilon' is ", "finite"), {"epsilon": epsilon})
+        yield BadInput(
+            f"epsilon-{epsilon}",
+            f"attribute 'epsilon' is {epsilon:g}; it must be finite and at least 0 (the usual value is 1e-5).",
+            {"epsilon": epsilon},
+        )
     yield BadInput(
         "epsilon-0-computed",
-        ("attribute 'epsilon' is 0; it must be finite and greater than 0",),
+        "attribute 'epsilon' is 0; it must be finite and greater than 0, since use_stats is 0 "
+        "(the usual value is 1e-5).",
         {"epsilon": 0.0, "use_stats": 0},
     )
     for name in ("use_affine", "use_stats"):
         for value in (2, -1):
-            yield BadInput(f"{name}-{value}", (f"attribute '{name}' is {value}; it must be 0 or 1",), {name: value})
-    for name, value in (("begin_norm_axis", 1.0), ("use_affine", "yes"), ("use_stats", [1]), ("epsilon", 1)):
+            yield BadInput(
+                f"{name}-{value}",
+                f"attribute '{name}' is {value}; it must be 0 or 1 (set one of them).",
+                {name: value},
+            )
+    integer, real = "it must be INT (write it as an integer).", "it must be FLOAT (write it as a float)."
+    of_other_types: dict[str, tuple[Any, str, str]] = {
+        "begin_norm_axis": (1.0, "FLOAT", integer),
+        "use_affine": ("yes", "STRING", integer),
+        "use_stats": ([1], "INTS", integer),
+        "epsilon": (1, "INT", real),
+    }
+    for name, (given, found, wanted) in of_other_types.items():
         yield BadInput(
-            f"{name}-type", (f"attribute '{name}' has type ",), {name: value}, other={"checker": "Mismatched attribute"}
+            f"{name}-type",
+            f"attribute '{name}' has type {found}; {wanted}",
+            {name: given},
+            other={"checker": "Mismatched attribute"},
         )
     yield BadInput(
         "unknown-attribute",
-        ("'momentum' is not one of the operator's",),
+        "attribute 'momentum' is not one of the operator's, which are begin_norm_axis, epsilon, use_affine, use_stats "
+        "(remove it).",
         {"momentum": 0.9},
         # ONNX Runtime hides it from the kernel.
         other={"checker": "Unrecognized attribute: momentum", "native": None, "plain": None, "extensions": None},
@@ -125,20 +146,34 @@ def _attributes() -> Iterator[BadInput]:
 
 def _presence() -> Iterator[BadInput]:
     checker: dict[str, str | None] = {"checker": "is marked single but has an empty string"}
-    for name in ("input_forward", "output_delta", "gamma", "mean", "variance"):
+    computed = " with use_stats=1 (connect it, or set use_stats=0 to have it computed)."
+    for name, required in (
+        ("input_forward", " (connect it)."),
+        ("output_delta", " (connect it)."),
+        ("gamma", " with use_affine=1 (connect it, or set use_affine=0)."),
+        ("mean", computed),
+        ("variance", computed),
+    ):
         yield BadInput(
             f"no-{name}",
-            (f"input '{name}' is missing; it is required",),
+            f"input '{name}' is missing; it is required{required}",
             inputs={name: None},
             other=checker if name in ("input_forward", "output_delta") else {},
         )
     yield BadInput(
-        "no-input_delta", ("output 'input_delta' is omitted; it is required",), outputs=("", "g", "b"), other=checker
+        "no-input_delta",
+        "output 'input_delta' is omitted; it is required (give it a name, used or not).",
+        outputs=("", "g", "b"),
+        other=checker,
     )
     for outputs in (("d", "g"), ("d", "", "b")):
         name = spec.OUTPUT_NAMES[len(outputs) - 1]
         yield BadInput(
-            f"{name}-plain", (f"output '{name}' is requested with use_affine=0",), {"use_affine": 0}, outputs=outputs
+            f"{name}-plain",
+            f"output '{name}' is requested with use_affine=0; it exists only with use_affine=1 "
+            "(leave it out, or set use_affine=1 and connect gamma).",
+            {"use_affine": 0},
+            outputs=outputs,
         )
 
 
@@ -146,32 +181,42 @@ def _types() -> Iterator[BadInput]:
     double, half, integer = TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.INT32
     # ONNX Runtime finds no kernel; what inference_session raises names the culprit.
     other: dict[str, str | None] = {"plain": "norm_grad"}
+    one_type = "the two must have one type (cast one of them)."
     yield BadInput(
         "output_delta-type",
-        ("input 'output_delta' has type double",),
+        f"input 'output_delta' has type double and 'input_forward' has float; {one_type}",
         inputs={"output_delta": (double, (3, 4))},
         other=other,
     )
-    yield BadInput("beta-type", ("input 'beta' has type float16",), inputs={"beta": (half, (4,))}, other=other)
     yield BadInput(
-        "variance-type", ("input 'variance' has type int32",), inputs={"variance": (integer, (3,))}, other=other
+        "beta-type",
+        f"input 'beta' has type float16 and 'gamma' has float; {one_type}",
+        inputs={"beta": (half, (4,))},
+        other=other,
+    )
+    yield BadInput(
+        "variance-type",
+        f"input 'variance' has type int32 and 'mean' has float; {one_type}",
+        inputs={"variance": (integer, (3,))},
+        other=other,
     )
     yield BadInput(
         "gamma-and-beta-type",
-        ("input 'gamma' has type double",),
+        "input 'gamma' has type double; it must be float (cast it).",
         inputs={"gamma": (double, (4,)), "beta": (double, (4,))},
         other=other,
     )
     yield BadInput(
         "statistics-type",
-        ("input 'mean' has type float16",),
+        "input 'mean' has type float16; it must be float (cast it).",
         inputs={"mean": (half, (3,)), "variance": (half, (3,))},
         other=other,
     )
     boolean = TensorProto.BOOL
     yield BadInput(
         "boolean",
-        ("input 'input_forward' has type bool",),
+        f"input 'input_forward' has type bool; it must be one of {', '.join(map(spec.type_name, spec.ELEMENT_TYPES))} "
+        "(cast it).",
         inputs={"input_forward": (boolean, (3, 4)), "output_delta": (boolean, (3, 4))},
         other=other,
     )
@@ -181,36 +226,44 @@ def _shapes() -> Iterator[BadInput]:
     number = TensorProto.FLOAT
     yield BadInput(
         "scalar",
-        ("input 'input_forward' is a scalar",),
+        "input 'input_forward' is a scalar; it must have at least one axis (reshape it to [1]).",
         inputs=dict.fromkeys(INPUTS, (number, ())),
     )
-    for name, shape in (
-        ("output_delta", (4, 3)),
-        ("output_delta", (12,)),
-        ("output_delta", (1, 3, 4)),
-        ("gamma", (3,)),
-        ("gamma", (1, 1, 4)),
-        ("gamma", (3, 4)),
-        ("gamma", (0,)),
-        ("beta", (5,)),
-        ("mean", (4,)),
-        ("mean", ()),
-        ("mean", (1, 3)),
-        ("variance", (3, 4)),
-        ("variance", (3, 1, 1)),
-        ("variance", (1,)),
+    delta = (
+        " and input_forward [3, 4]; the two must be equal (connect the gradient with respect to the normalised output)."
+    )
+    parameter = (
+        "; it must broadcast to the normalised axes [4], or be 1-D with as many elements as they have "
+        "(reshape it, or move begin_norm_axis)."
+    )
+    statistic = "; it must be [3], [3, 1], or 1-D with one element for each row (reshape it, or move begin_norm_axis)."
+    for name, shape, wanted in (
+        ("output_delta", (4, 3), delta),
+        ("output_delta", (12,), delta),
+        ("output_delta", (1, 3, 4), delta),
+        ("gamma", (3,), parameter),
+        ("gamma", (1, 1, 4), parameter),
+        ("gamma", (3, 4), parameter),
+        ("gamma", (0,), parameter),
+        ("beta", (5,), parameter),
+        ("mean", (4,), statistic),
+        ("mean", (), statistic),
+        ("mean", (1, 3), statistic),
+        ("variance", (3, 4), statistic),
+        ("variance", (3, 1, 1), statistic),
+        ("variance", (1,), statistic),
     ):
         label = "x".join(map(str, shape)) or "scalar"
         found = f"[{', '.join(map(str, shape))}]"
-        yield BadInput(f"{name}-{label}", (f"input '{name}' has shape {found}",), inputs={name: (number, shape)})
+        yield BadInput(f"{name}-{label}", f"input '{name}' has shape {found}{wanted}", inputs={name: (number, shape)})
 
 
 BAD_INPUTS = [*_attributes(), *_presence(), *_types(), *_shapes()]
-GOOD_INPUT = BadInput("good", ())
+GOOD_INPUT = BadInput("good", "")
 assert len({bad.name for bad in BAD_INPUTS}) == len(BAD_INPUTS)
 
 
-def outcome(bad: BadInput, kernel: str, shapes_known: bool) -> str | None:
+def outcome(bad: BadInput, kernel: Any, shapes_known: bool) -> str | None:
     """Return how a kernel's refusal reads, with the exception's name, or None where it takes the node."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -228,7 +281,7 @@ def outcome(bad: BadInput, kernel: str, shapes_known: bool) -> str | None:
 
 
 if __name__ == "__main__":
-    for shapes_known in (True, False):
+    for kernel, shapes_known in itertools.product(sys.argv[1:], (True, False)):
         for entry in (*BAD_INPUTS, GOOD_INPUT):
-            result = outcome(entry, sys.argv[1], shapes_known)
-            print(json.dumps([entry.name, shapes_known, result]), flush=True)
+            result = outcome(entry, kernel, shapes_known)
+            print(json.dumps([kernel, entry.name, shapes_known, result]), flush=True)

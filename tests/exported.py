@@ -10,9 +10,9 @@ import onnxruntime
 from onnx import ModelProto
 from torch_exports import DTYPES, EPSILON, Export
 
-from lnbp_onnx.edit import apply_in_place
+from lnbp_onnx.graphs.edit import apply_in_place
 from lnbp_onnx.passes.fuse import FusePass, FuseResult
-from lnbp_onnx.runners import PlainRunner, ReferenceRunner
+from lnbp_onnx.running.runners import PlainRunner, ReferenceRunner
 
 _ULP = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fuzzer of the rewritings: ``python tests/fuzz_graphs.py --seconds 60``.
+"""A fuzzer of the rewritings and of all that reads a model: ``python tests/fuzz_graphs.py --seconds 60``.
 
-Damaged models go through `decompose`, `fuse`, `embed` and the command line. Allowed are a model that onnx's checker
-takes, where it took the one that went in, and an `LnbpError`: one sentence, exit code 2. Where ONNX Runtime runs the
-model, what comes out of a rewriting must compute the same. Each failing model is saved; ``--replay FILE`` runs it
-again.
+Damaged models, some with external data, go through the functions of the API as both kinds of models, and through the
+command line. Allowed are a model that onnx's checker takes, where it took the one that went in, and an `LnbpError`:
+one sentence, exit code 2. Where ONNX Runtime runs the model, what comes out of a rewriting must compute the same. All
+runs in a child process with a limit on memory and time: one that ends or hangs has failed, too.
+
+The cases follow from their seeds: ``--case SEED`` runs one again. Each kind of failure is saved once, made smaller, as
+``SEED.onnx`` and the exit code is 1; ``--replay FILE`` runs a saved model.
 """
 
 import argparse
@@ -12,16 +15,22 @@ import contextlib
 import copy
 import faulthandler
 import io
+import itertools
+import json
 import multiprocessing
+import operator
 import os
 import random
 import resource
+import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -31,18 +40,42 @@ from unittest import mock
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
-from fuzz_mutations import damage_bytes, damage_fields, make_model
+from fuzz_mutations import (
+    damage_bytes,
+    damage_external_data,
+    damage_fields,
+    damage_meaning,
+    damage_wire,
+    make_model,
+)
 
 import lnbp_onnx
-from lnbp_onnx import cli
-from lnbp_onnx.protos import graph_nodes, model_nodes
-from lnbp_onnx.runners import PlainRunner, Tensors, run_session
+from lnbp_onnx.cli import commands as cli
+from lnbp_onnx.files.model_io import has_external_data
+from lnbp_onnx.graphs import onnx_calls
+from lnbp_onnx.graphs.faults import text_fault_of
+from lnbp_onnx.graphs.protos import graph_nodes, model_nodes
+from lnbp_onnx.running.runners import PlainRunner, Tensors, run_session
 
-SECONDS_PER_CASE = 60
-MEMORY = 8 * 2**30
+SECONDS_PER_CASE = 120
+SECONDS_TO_REDUCE = 30
+MEMORY = 3 * 2**30
 
 _FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+DATA_FILE = "weights.bin"
+LARGEST_TO_RUN = 2**20
+REWRITING_COMMANDS = (
+    "decompose -q",
+    "decompose --training-ops -q",
+    "embed",
+    "fuse -v",
+    "decompose --check -q",
+    "embed --save-as-external-data --size-threshold 64 -q",
+)
+READING_COMMANDS = ("inspect", "inspect --json", "compare")
 
 WAYS: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "decompose": lnbp_onnx.decompose,
@@ -63,10 +96,26 @@ def make_case(seed: int) -> bytes:
     """Return a damaged model as a file has it."""
     rng = random.Random(seed)
     model = make_model(rng)
+    if rng.random() < 0.15:
+        _move_data_out(model)
+        damage_external_data(model, rng)
+    damage = rng.choice((damage_fields, damage_fields, damage_meaning))
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3, 8))):
-        damage_fields(model, rng)
+        damage(model, rng)
+    if rng.random() < 0.1:
+        return damage_wire(model, rng)
     content = model.SerializePartialToString()
     return damage_bytes(content, rng) if content and rng.random() < 0.2 else content
+
+
+def _move_data_out(model: onnx.ModelProto) -> None:
+    """Make the initializers external, in one file."""
+    at = 0
+    for tensor in model.graph.initializer:
+        if tensor.HasField("raw_data"):
+            onnx.external_data_helper.set_external_data(tensor, DATA_FILE, at, len(tensor.raw_data))
+            at += len(tensor.raw_data)
+            tensor.ClearField("raw_data")
 
 
 def check(content: bytes, runtime: "Runtime") -> str:
@@ -75,49 +124,73 @@ def check(content: bytes, runtime: "Runtime") -> str:
     Raises:
         Failure: Where something happened that is not allowed.
     """
-    if runtime.ends_with(content):
-        return "crashes onnx"
-    way = random.Random(content).choice(list(WAYS))
-    _check_command(content, way)
+    rng = random.Random(content)
+    _check_command(content, rng.choice(REWRITING_COMMANDS))
+    _check_command(content, rng.choice(READING_COMMANDS))
     try:
         model = onnx.load_from_string(content)
     except Exception:
         return "unreadable"
     outcome = "refused"
-    results = {}
+    results: dict[str, onnx.ModelProto] = {}
     for name, rewrite in WAYS.items():
-        before = model.SerializeToString(deterministic=True)
-        try:
-            results[name] = rewrite(model)
+        result = _outcome(rewrite, model, name)
+        if result is not None:
+            results[name] = result
             outcome = "rewritten"
-        except lnbp_onnx.LnbpError as error:
-            _check_sentence(str(error))
-        if model.SerializeToString(deterministic=True) != before:
-            raise Failure(f"{name} changed the model that it was given")
-    if not results or not _is_valid(model):
+    way = rng.choice(list(WAYS))
+    is_taken = _takes_other_kind(model, way)
+    if model.ByteSize() < LARGEST_TO_RUN:
+        for read in (lnbp_onnx.inference_session, lambda each: lnbp_onnx.compare(each, each)):
+            with contextlib.suppress(lnbp_onnx.LnbpError):
+                read(model)
+    if not _knows_all_operators(model) or not runtime.is_valid(model):
         return outcome
+    if is_taken not in (None, way in results):
+        raise Failure(f"{way} takes one kind of the model and refuses the other")
     for name, result in results.items():
-        onnx.checker.check_model(result, full_check=True)
+        if not runtime.is_valid(result):
+            raise Failure(f"the result of {name} is invalid: {runtime.refusal(result)}")
         if name.startswith("decompose") and any(node.domain == lnbp_onnx.DOMAIN for node in model_nodes(result)):
             raise Failure(f"{name} left a node of domain {lnbp_onnx.DOMAIN!r}")
-    if not _declares_the_truth(model):
+    if has_external_data(model) or not _declares_the_truth(model):
         return "valid"
     return "same outputs" if runtime.check_outputs(model, results) else "valid"
 
 
-def _is_valid(model: onnx.ModelProto) -> bool:
-    """Return whether onnx takes the model, knows all of its operators, and gives no type to omitted inputs."""
-    if any(not value.name for value in model.graph.value_info):
-        return False
+def _outcome(rewrite: Callable[[Any], Any], model: Any, name: str) -> Any:
+    """Return what a rewriting gives, None where it refuses; the model stays as it was."""
+    before = model.SerializeToString(deterministic=True) if isinstance(model, onnx.ModelProto) else None
+    result = None
     try:
-        onnx.checker.check_model(model, full_check=True)
-        functions = {(function.domain, function.name) for function in model.functions}
-        return all(
-            (node.domain, node.op_type) in functions or onnx.defs.has(node.op_type, node.domain)
-            for node in model_nodes(model)
-        )
+        result = rewrite(model)
+    except lnbp_onnx.LnbpError as error:
+        _check_sentence(str(error))
+        if "this is one of lnbp-onnx" in str(error):
+            raise
+    if before is not None and model.SerializeToString(deterministic=True) != before:
+        raise Failure(f"{name} changed the model that it was given")
+    return result
+
+
+def _takes_other_kind(model: onnx.ModelProto, way: str) -> bool | None:
+    """Return whether a rewriting takes the model as an ``onnx_ir.Model``, None where it cannot be one."""
+    try:
+        same = ir.from_proto(model)
     except Exception:
+        return None
+    return _outcome(WAYS[way], same, way) is not None
+
+
+def _knows_all_operators(model: onnx.ModelProto) -> bool:
+    """Return whether onnx knows all of the model's operators, and it gives no type to omitted inputs."""
+    if text_fault_of(model) is not None or any(not value.name for value in model.graph.value_info):
         return False
+    functions = {(function.domain, function.name) for function in model.functions}
+    return all(
+        (node.domain, node.op_type) in functions or onnx.defs.has(node.op_type, node.domain)
+        for node in model_nodes(model)
+    )
 
 
 def _declares_the_truth(model: onnx.ModelProto) -> bool:
@@ -129,7 +202,10 @@ def _declares_the_truth(model: onnx.ModelProto) -> bool:
     bare.graph.ClearField("value_info")
     for output in bare.graph.output:
         output.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    try:
+        inferred = onnx_calls.infer_shapes(bare).graph
+    except Exception:
+        return False
     shapes = {value.name: value.type.tensor_type.shape.dim for value in (*inferred.value_info, *inferred.output)}
     return all(
         stated.WhichOneof("value") == found.WhichOneof("value") and stated.dim_value == found.dim_value
@@ -144,15 +220,20 @@ def _check_sentence(message: str) -> None:
         raise Failure(f"The message is {message!r}")
 
 
-def _check_command(content: bytes, way: str) -> None:
+def _check_command(content: bytes, command: str) -> None:
     """Run the command line on a file: a file appears whole, with exit code 0, or not at all, with exit code 2."""
     with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
+        source, target = Path(folder) / "in.onnx", Path(folder) / "sub" / "out.onnx"
+        target.parent.mkdir()
         source.write_bytes(content)
-        arguments = ["lnbp-onnx", *way.split(), str(source), str(target)]
+        (Path(folder) / DATA_FILE).write_bytes(bytes(2048))
+        name, *options = command.split()
+        operands = {"inspect": [str(source)], "compare": [str(source), str(source)]}.get(
+            name, [str(source), str(target)]
+        )
         output, errors = io.StringIO(), io.StringIO()
         with (
-            mock.patch.object(sys, "argv", arguments),
+            mock.patch.object(sys, "argv", ["lnbp-onnx", name, *options, *operands]),
             contextlib.redirect_stdout(output),
             contextlib.redirect_stderr(errors),
         ):
@@ -160,14 +241,32 @@ def _check_command(content: bytes, way: str) -> None:
                 cli.main()
             except SystemExit as end:
                 code = end.code
-        written = {path.name for path in Path(folder).iterdir()} - {"in.onnx"}
-        if source.read_bytes() != content:
-            raise Failure(f"{way} changed its input file")
-        if code == 0 and written == {"out.onnx"}:
+        written = {path.name for path in target.parent.iterdir()}
+        if source.read_bytes() != content or {path.name for path in Path(folder).iterdir()} != {
+            "in.onnx",
+            "sub",
+            DATA_FILE,
+        }:
+            raise Failure(f"{command} changed its input file or its folder")
+        said = output.getvalue() + errors.getvalue()
+        if code == 0 and name not in ("inspect", "compare"):
+            if "out.onnx" not in written or written - {"out.onnx", "out.onnx.data"}:
+                raise Failure(f"{command}: exit code 0, wrote {written}, said {said}")
             onnx.load(target, load_external_data=False)
-        elif code != cli.EXIT_UNUSABLE or written or not errors.getvalue().startswith("Error: "):
-            raise Failure(f"{way}: exit code {code}, wrote {written}, said {output.getvalue()}{errors.getvalue()}")
+        elif code == 1 and (name == "compare" or "--check" in options):
+            # Code 1 says that outputs differ, which a model with floating outputs must not after a rewriting.
+            if name != "compare" and _has_floating_outputs(onnx.load_from_string(content)):
+                raise Failure(f"{command}: exit code {code}, said {said}")
+        elif code not in (0, cli.EXIT_UNUSABLE):
+            raise Failure(f"{command}: exit code {code}, said {said}")
+        elif code == cli.EXIT_UNUSABLE and (written or not errors.getvalue().startswith("Error: ")):
+            raise Failure(f"{command}: exit code {code}, wrote {written}, said {said}")
         _check_sentence(errors.getvalue() or "nothing")
+
+
+def _has_floating_outputs(model: onnx.ModelProto) -> bool:
+    """Return whether all outputs have floating types: what an integer type cannot hold is undefined."""
+    return all(output.type.tensor_type.elem_type in _FLOATING for output in model.graph.output)
 
 
 class Runtime:
@@ -179,9 +278,13 @@ class Runtime:
     def close(self) -> None:
         self._pool.shutdown()
 
-    def ends_with(self, content: bytes) -> bool:
-        """Return whether onnx alone ends its process with a model, which nothing that calls it can help."""
-        return self._call(_infer, content) is _ENDED
+    def is_valid(self, model: onnx.ModelProto) -> bool:
+        """Return whether onnx's checker takes a model."""
+        return self.refusal(model) is None
+
+    def refusal(self, model: onnx.ModelProto) -> object:
+        """Return what onnx's checker says against a model, None where it takes it."""
+        return self._call(_refusal, model.SerializeToString())
 
     def check_outputs(self, model: onnx.ModelProto, results: dict[str, onnx.ModelProto]) -> bool:
         """Compare the outputs of a model with those of its rewritings; return whether the model runs at all.
@@ -189,8 +292,7 @@ class Runtime:
         Raises:
             Failure: Where they differ, or a rewriting does not run.
         """
-        # What an integer type cannot hold is undefined.
-        if any(output.type.tensor_type.elem_type not in _FLOATING for output in model.graph.output):
+        if not _has_floating_outputs(model):
             return False
         # An embedded function that was damaged is not the operator, and takes shapes that the operator does not.
         if any(function.domain == lnbp_onnx.DOMAIN for function in model.functions):
@@ -237,9 +339,12 @@ def _start_worker() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where ONNX Runtime writes what it raises as well
 
 
-def _infer(content: bytes) -> None:
-    model = onnx.load_from_string(content)
-    onnx.shape_inference.infer_shapes(model, data_prop=True)
+def _refusal(content: bytes) -> str | None:
+    try:
+        onnx.checker.check_model(content, full_check=True)
+    except Exception as error:
+        return str(error)
+    return None
 
 
 def _run(model: onnx.ModelProto, feeds: Tensors) -> dict[str, np.ndarray]:
@@ -296,62 +401,163 @@ def _draw(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     return feeds
 
 
-def run(contents: Callable[[], tuple[str, bytes] | None], folder: Path) -> int:
-    """Check one model after the other until there is none; return the number of different failures."""
+def work(cases: Iterable[tuple[str, bytes]]) -> None:
+    """Check one model after the other; print its name before, and what came of it after."""
     warnings.simplefilter("ignore")
-    runtime = Runtime()
+    faulthandler.enable()
+    _limit_memory()
+    with os.fdopen(os.dup(1), "w", buffering=1) as reports:
+        # What else is written there is not for the parent.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        runtime = Runtime()
+        for name, content in cases:
+            print(json.dumps([name, "started", "", ""]), file=reports)
+            try:
+                outcome, place, description = check(content, runtime), "", ""
+            except Exception as error:
+                outcome, (place, description) = "failed", _describe(error)
+            print(json.dumps([name, outcome, place, description]), file=reports)
+        runtime.close()
+
+
+def _describe(error: BaseException) -> tuple[str, str]:
+    """Return where an error comes from, and all of it, without those that were raised in its wake."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    place = " ".join(f"{Path(frame.filename).name}:{frame.name}" for frame in frames[-3:])
+    if isinstance(error, Failure):
+        place += str(error)[:60]
+    return f"{type(error).__name__} {place}", "".join(traceback.format_exception(error, chain=False)[-9:])
+
+
+class Worker:
+    """A child process that checks cases, and is replaced where one ends it."""
+
+    def __init__(self, *arguments: str) -> None:
+        program = [sys.executable, "-W", "ignore", __file__, *arguments]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            program, stdout=subprocess.PIPE, stderr=self._errors, text=True, start_new_session=True
+        )
+
+    def outcomes(self, seconds: float) -> Iterator[tuple[str, str, str, str]]:
+        """Yield for each case its name, the outcome, the place of a failure and its description."""
+        assert self._process.stdout is not None
+        current = None
+        end = time.monotonic() + seconds
+        timer = threading.Timer(SECONDS_PER_CASE, self._kill)
+        timer.start()
+        try:
+            for line in self._process.stdout:
+                name, outcome, place, description = json.loads(line)
+                timer.cancel()
+                timer = threading.Timer(SECONDS_PER_CASE, self._kill)
+                timer.start()
+                current = name if outcome == "started" else None
+                if current is None:
+                    yield name, outcome, place, description
+                    if time.monotonic() > end:
+                        return
+            if current is not None:
+                self._errors.seek(0)
+                yield current, "failed", f"the process ends with {self._process.wait()}", self._errors.read()[-1500:]
+        finally:
+            timer.cancel()
+            self._kill()
+            self._process.wait()
+            self._process.stdout.close()
+            self._errors.close()
+
+    def _kill(self) -> None:
+        """End the process and those that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def fuzz(first: int, seconds: float, folder: Path) -> int:
+    """Check the cases from a seed on for a time; return the number of different failures."""
     outcomes: dict[str, int] = {}
     failures: dict[str, str] = {}
-    current = folder / "current.onnx"
-    while (case := contents()) is not None:
-        name, content = case
-        # A crash or a hang leaves the file there.
-        current.write_bytes(content)
-        faulthandler.dump_traceback_later(SECONDS_PER_CASE, exit=True)
-        try:
-            outcome = check(content, runtime)
-        except Exception as error:
-            outcome = "failed"
-            description = _describe(error)
-            place = "".join(description.splitlines()[:-1])
-            if place not in failures:
+    end = time.monotonic() + seconds
+    seed = first
+    while time.monotonic() < end:
+        for name, outcome, place, description in Worker("--work", str(seed)).outcomes(end - time.monotonic()):
+            seed = int(name) + 1
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
+            if outcome == "failed" and place not in failures:
                 failures[place] = name
+                print(f"\nCase {name} failed, {place}:\n{description}", flush=True)
                 saved = folder / f"{name}.onnx"
-                saved.write_bytes(content)
-                print(f"\nCase {name} failed, saved as {saved}:\n{description}", flush=True)
-        outcomes[outcome] = outcomes.get(outcome, 0) + 1
-        faulthandler.cancel_dump_traceback_later()
-    runtime.close()
-    current.unlink(missing_ok=True)
-    print(f"{sum(outcomes.values())} models: {outcomes}; {len(failures)} different failures.")
+                saved.write_bytes(make_case(int(name)))
+                _reduce(saved, place)
+                print(f"saved as {saved} ({saved.stat().st_size} bytes)", flush=True)
+    print(f"{sum(outcomes.values())} models from {first} on: {outcomes}; {len(failures)} different failures.")
     return len(failures)
 
 
-def _describe(error: BaseException) -> str:
-    """Return where an error comes from, without those that were raised in its wake."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return "".join(traceback.format_exception(error, chain=False)[-9:])
+def _failure_of(content: bytes, folder: Path) -> str | None:
+    """Return the place of a model's failure."""
+    path = folder / "candidate.onnx"
+    path.write_bytes(content)
+    return next((item[2] for item in Worker("--work-file", str(path)).outcomes(SECONDS_PER_CASE) if item[2]), None)
+
+
+def _reduce(saved: Path, place: str) -> None:
+    """Leave out of a saved model what its failure does not need, for some seconds."""
+    end = time.monotonic() + SECONDS_TO_REDUCE
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Exception):
+        model = onnx.load_from_string(saved.read_bytes())
+        for field in (
+            "functions",
+            "graph.node",
+            "graph.value_info",
+            "graph.initializer",
+            "graph.output",
+            "graph.input",
+        ):
+            count = len(operator.attrgetter(field)(model))
+            parts = count
+            while parts and time.monotonic() < end:
+                for at in range(0, len(operator.attrgetter(field)(model)), parts):
+                    smaller = copy.deepcopy(model)
+                    del operator.attrgetter(field)(smaller)[at : at + parts]
+                    content = smaller.SerializePartialToString()
+                    if time.monotonic() < end and _failure_of(content, Path(folder)) == place:
+                        model = smaller
+                        saved.write_bytes(content)
+                        break
+                else:
+                    parts //= 2
 
 
 def main() -> None:
-    """Fuzz for a time, or run one saved model."""
+    """Fuzz for a time, or run one case or saved model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9, help="of the first model")
+    parser.add_argument("--case", type=int, help="the seed of the only model")
     parser.add_argument("--replay", type=Path, help="a saved model")
+    parser.add_argument("--work", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--work-file", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    faulthandler.enable()
-    _limit_memory()
+    if arguments.work is not None:
+        work((str(seed), make_case(seed)) for seed in itertools.count(arguments.work))
+        return
+    if arguments.work_file is not None:
+        work([(arguments.work_file.stem, arguments.work_file.read_bytes())])
+        return
     folder = Path(tempfile.mkdtemp(prefix="lnbp-fuzz-"))
-    if arguments.replay:
-        files = [arguments.replay]
-        sys.exit(run(lambda: (files[0].stem, files.pop().read_bytes()) if files else None, folder) != 0)
-    print(f"First seed {arguments.seed}; should the process end, {folder / 'current.onnx'} did it.", flush=True)
-    end = time.monotonic() + arguments.seconds
-    seeds = iter(range(arguments.seed, sys.maxsize))
-    failed = run(lambda: (str(seed := next(seeds)), make_case(seed)) if time.monotonic() < end else None, folder)
-    sys.exit(failed != 0)
+    if arguments.case is None and arguments.replay is None:
+        sys.exit(fuzz(arguments.seed, arguments.seconds, folder) != 0)
+    path = arguments.replay or folder / f"{arguments.case}.onnx"
+    if arguments.replay is None:
+        path.write_bytes(make_case(arguments.case))
+    failed = False
+    for _, outcome, place, description in Worker("--work-file", str(path)).outcomes(SECONDS_PER_CASE):
+        print(f"{path}: {outcome} {place}\n{description}")
+        failed |= outcome == "failed"
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from onnx import helper
 from training_op_cases import CASES as TRAINING_CASES
 
 import lnbp_onnx
-from lnbp_onnx.protos import model_nodes
+from lnbp_onnx.graphs.protos import model_nodes
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.glob("tests/data/*.onnx"), *ROOT.glob("examples/*.onnx")])
@@ -120,6 +120,66 @@ def damage_bytes(content: bytes, rng: random.Random) -> bytes:
             content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :],
         )
     )
+
+
+def damage_wire(model: onnx.ModelProto, rng: random.Random) -> bytes:
+    """Write a field of the model twice: readers merge what comes again, or take the last."""
+    again = onnx.ModelProto()
+    field, value = rng.choice(model.ListFields())
+    if field.message_type is not None and not field.is_repeated:
+        part = rng.choice(list(_messages(value)))
+        if type(part) is type(value):
+            getattr(again, field.name).CopyFrom(part)
+        kept, _ = rng.choice(value.ListFields())
+        for other, _ in value.ListFields():
+            if other.name != kept.name:
+                getattr(again, field.name).ClearField(other.name)
+    elif field.is_repeated:
+        getattr(again, field.name).append(rng.choice(value))
+    else:
+        setattr(again, field.name, _scalar(value, field, model, rng))
+    first, second = model.SerializePartialToString(), again.SerializePartialToString()
+    return second + first if rng.random() < 0.3 else first + second
+
+
+def damage_meaning(model: onnx.ModelProto, rng: random.Random) -> None:
+    """Connect, name, call or declare something else, so that the model may stay valid."""
+    nodes = list(model_nodes(model))
+    node = rng.choice(nodes) if nodes else None
+    values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
+    change = rng.choice(("edge", "operator", "length", "type", "function", "attribute", "many"))
+    if change == "edge" and node is not None and node.input:
+        names = [name for each in nodes for name in (*each.input, *each.output)]
+        node.input[rng.randrange(len(node.input))] = rng.choice(names)
+    elif change == "operator" and node is not None:
+        node.op_type = rng.choice([each.op_type for each in nodes])
+    elif change == "length" and values:
+        dims = rng.choice(values).type.tensor_type.shape.dim
+        if dims:
+            rng.choice(dims).dim_value = rng.choice((*_INTEGERS, 512, 2**20, 2**33))
+    elif change == "type" and values:
+        rng.choice(values).type.tensor_type.elem_type = rng.choice((1, 6, 7, 9, 10, 11, 16))
+    elif change == "function" and model.functions:
+        function = rng.choice(model.functions)
+        name, domain = rng.choice([(each.op_type, each.domain) for each in nodes])
+        for each in nodes:
+            if (each.domain, each.op_type) == (function.domain, function.name):
+                each.domain, each.op_type = domain, name
+        function.domain, function.name = domain, name
+    elif change == "attribute" and node is not None:
+        name, value = rng.choice(("axis", "epsilon", "keepdims", "to", "perm")), rng.choice(_INTEGERS)
+        node.attribute.append(helper.make_attribute(name, rng.choice((value, [value] * 3, float(value % 7)))))
+    elif change == "many" and node is not None:
+        node.input.extend(list(node.input[:1]) * rng.choice((1, 7, 300)))
+
+
+def damage_external_data(model: onnx.ModelProto, rng: random.Random) -> None:
+    """Change where a tensor says that its data is."""
+    entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
+    if not entries:
+        return
+    entry = rng.choice(entries)
+    entry.value = rng.choice(("", ".", "..", "/dev/zero", "../x", "a\0b", "-1", "0", str(2**63), "1e3", "9" * 40, "x"))
 
 
 def _messages(message: Message) -> Iterator[Message]:

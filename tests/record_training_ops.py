@@ -9,6 +9,7 @@ The file holds ``<case>/<output>`` for every case that has a kernel on the CPU t
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -18,7 +19,7 @@ from training_op_cases import CASES
 def main(path: str) -> None:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    recorded = {}
+    recorded: dict[str, Any] = {}
     for case in CASES:
         try:
             session = onnxruntime.InferenceSession(

@@ -4,6 +4,8 @@
 bfloat16 is left out where the runtime's Python interface cannot feed it.
 """
 
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -12,7 +14,7 @@ import pytest
 from cases import CASES, Case
 
 import lnbp_onnx
-from lnbp_onnx.runners import PlainRunner, run_session
+from lnbp_onnx.running.runners import PlainRunner, run_session
 
 FEEDS_BFLOAT16 = hasattr(onnxruntime.OrtValue, "ortvalue_from_numpy_with_onnx_type")
 RUN = [case for case in CASES if case.t != "bfloat16" or FEEDS_BFLOAT16]
@@ -31,3 +33,8 @@ def test_case(case: Case, tmp_path: Path) -> None:
         assert [node.op_type for node in graph.node].count("LayerNormBackprop") == 1
     case.check(PlainRunner(lnbp_onnx.decompose(model)).run(arrays))
     case.check(PlainRunner(lnbp_onnx.embed(model)).run(arrays))
+
+
+def test_the_process_ends_well() -> None:
+    """Some onnx let go of the schema's inference function after Python's end, and died of it."""
+    subprocess.run([sys.executable, "-c", "import lnbp_onnx"], check=True)

@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import contenders
@@ -38,7 +39,9 @@ def test_sessions_are_right_and_timed(element_type: str) -> None:
 @pytest.mark.parametrize("output", ["input_delta", "gamma_delta", "beta_delta"])
 @pytest.mark.parametrize("spoil", [lambda a: a * 1.01, lambda a: a * np.nan, lambda a: a * 0], ids=["1%", "nan", "0"])
 @pytest.mark.parametrize("element_type", ["float", "double"])
-def test_a_wrong_contender_is_not_timed(element_type, spoil, output) -> None:
+def test_a_wrong_contender_is_not_timed(
+    element_type: str, spoil: Callable[[np.ndarray], np.ndarray], output: str
+) -> None:
     def build_wrong(problem: Problem, threads: int) -> Contender:
         right = contenders.kernel(problem, threads)
         right.run(1)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported torch modules against torch's autograd; runs where torch is installed, which CI sees to."""
 
+import functools
+import itertools
 import re
 import subprocess
 import sys
@@ -14,24 +16,27 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import ModelProto, numpy_helper
+from documentation import python_blocks
+from onnx import ModelProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from sessions import session_options
 
 import lnbp_onnx
+from lnbp_onnx.graphs.protos import graph_nodes
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
 import torch_modules as modules  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.nn.modules.module import register_module_full_backward_hook  # noqa: E402
+from torch_modules import Written  # noqa: E402
+from torch_runs import arrays, assert_close, autograd, decomposed, native, relative_errors  # noqa: E402
 
 from lnbp_onnx.interop.torch import export, export_joint, translation_table  # noqa: E402
 
 # Of torch's own code, once it has been imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
-ROOT = Path(__file__).parents[1]
-Feeds = Mapping[str, np.ndarray]
 
 
 @pytest.fixture(autouse=True)
@@ -39,58 +44,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def session_options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # for each parameter it warns that an input has a default
-    return options
-
-
-def native(model: ModelProto, feeds: Feeds) -> dict[str, np.ndarray]:
-    session = lnbp_onnx.inference_session(model, sess_options=session_options())
-    return dict(zip((each.name for each in session.get_outputs()), session.run(None, feeds), strict=True))
-
-
-def decomposed(model: ModelProto, feeds: Feeds) -> dict[str, np.ndarray]:
-    """Run in a plain session, which cannot load a model that holds the operator."""
-    standard = lnbp_onnx.decompose(model).SerializeToString()
-    session = onnxruntime.InferenceSession(standard, session_options())
-    return dict(zip((each.name for each in session.get_outputs()), session.run(None, feeds), strict=True))
-
-
 WAYS = pytest.mark.parametrize("run", [native, decomposed])
-
-
-def autograd(module: nn.Module, arguments: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The loss and all gradients as torch computes them, by the names of the model's outputs."""
-    module.zero_grad()
-    inputs = {
-        name: each.detach().requires_grad_(each.is_floating_point() and each.requires_grad)
-        for name, each in arguments.items()
-    }
-    result = module(**inputs)
-    loss = result["loss"] if isinstance(result, dict) else result[0] if isinstance(result, tuple) else result
-    loss.backward()
-    sources = {name: each for name, each in (*module.named_parameters(), *inputs.items()) if each.requires_grad}
-    gradients = {
-        f"{name}.grad": torch.zeros_like(each) if each.grad is None else each.grad for name, each in sources.items()
-    }
-    return {name: each.detach().double().numpy() for name, each in {"loss": loss, **gradients}.items()}
-
-
-def arrays(arguments: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: each.detach().numpy() for name, each in arguments.items()}
-
-
-def relative_errors(found: Feeds, expected: Feeds) -> dict[str, float]:
-    return {
-        name: np.abs(found[name].astype(np.float64) - each).max() / max(np.abs(each).max(), 1e-30)
-        for name, each in expected.items()
-    }
-
-
-def assert_close(found: Feeds, expected: Feeds, tolerance: float = 1e-5) -> None:
-    errors = relative_errors(found, expected)
-    assert max(errors.values()) <= tolerance, errors
 
 
 def num_gradients(model: ModelProto) -> int:
@@ -312,6 +266,86 @@ def test_mapping_of_a_type_of_its_own() -> None:
     assert [each.name for each in export(module, (x,)).graph.output] == ["logits", "loss"]
 
 
+def test_what_is_no_tensor_is_left_out() -> None:
+    class Cache:
+        pass
+
+    def forward(layer: nn.Module, x: Any) -> Any:
+        return {"loss": layer(x).sum(), "past": Cache(), "states": (layer(x), None, 3)}
+
+    for exporting in (export_joint, export):
+        with pytest.warns(UserWarning, match="returns 'past' of type Cache, 'states.2' of type int, which is no tens"):
+            model = exporting(Written(forward), kwargs={"x": x})
+        assert [each.name for each in model.graph.output][:2] == ["loss", "states.0"]
+
+
+class Encoder(nn.Module):
+    """What has no loss, and returns a mapping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3))
+
+    def forward(self, x: Any) -> dict[str, Any]:
+        return {"logits": self.layer(x), "mean": x.mean(0)}
+
+
+class WithTheLoss(nn.Module):
+    """The same with its loss, under the same names."""
+
+    def __init__(self, encoder: Encoder, loss: Callable[..., Any]) -> None:
+        super().__init__()
+        self.layer, self.encoder, self.loss = encoder.layer, [encoder], loss
+
+    def forward(self, x: Any, **inputs: Any) -> Any:
+        return self.loss(self.encoder[0](x), **inputs)
+
+
+@WAYS
+def test_loss_of_outputs_and_further_inputs(run: Any) -> None:
+    weights = torch.tensor([1.0, 2.0, 0.5])
+
+    def loss(outputs: Any, target: Any, options: Any, scale: float) -> Any:
+        losses = nn.functional.cross_entropy(outputs["logits"], target, weights, reduction="none")
+        return scale * (losses * options["weight"]).mean() + outputs["mean"].pow(3).sum()
+
+    def inputs(batch: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        x = torch.randn(batch, 5, requires_grad=True)
+        return {"x": x}, {"target": torch.randint(0, 3, (batch,)), "weight": torch.rand(batch)}
+
+    module = Encoder()
+    arguments, others = inputs(4)
+    batch_axis = {0: "batch"}
+    model = export_joint(
+        module,
+        kwargs=arguments,
+        loss=loss,
+        loss_inputs={"target": others["target"], "options": {"weight": others["weight"]}, "scale": 0.5},
+        dynamic_shapes={"x": batch_axis, "target": batch_axis, "options": {"weight": batch_axis}},
+        input_gradients=["x"],
+    )
+    assert [each.name for each in model.graph.input][:3] == ["x", "target", "options.weight"]
+    assert [each.name for each in model.graph.output][:3] == ["loss", "logits", "mean"]
+    whole = WithTheLoss(module, lambda outputs, target, weight: loss(outputs, target, {"weight": weight}, 0.5))
+    for batch in (4, 1, 6):
+        arguments, others = inputs(batch)
+        feeds = {**arrays(arguments), "target": others["target"].numpy(), "options.weight": others["weight"].numpy()}
+        expected = autograd(whole, {**arguments, **others})
+        logits = module(arguments["x"])["logits"].detach().numpy()
+        assert_close(run(model, feeds), {**expected, "logits": logits})
+
+
+def test_loss_that_is_a_module() -> None:
+    layer = nn.Linear(5, 3)
+    x, target = torch.randn(4, 5), torch.tensor([0, 2, -100, 1])
+    loss = nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]))
+    model = export_joint(layer, (x,), loss=loss, loss_inputs={"target": target})
+    assert [each.name for each in model.graph.output] == ["loss", "output", "weight.grad", "bias.grad"]
+    loss(layer(x), target).backward()
+    found = native(model, {"input": x.numpy(), "target": target.numpy()})
+    assert_close(found, {"weight.grad": layer.weight.grad.numpy(), "output": layer(x).detach().numpy()})
+
+
 def test_lstm() -> None:
     module = Written(lambda layer, x: layer(x)[0].pow(3).mean(), nn.LSTM(5, 4, batch_first=True))
     model = export_joint(module, (), kwargs=vectors(4), dynamic_shapes={"x": {0: "batch"}})
@@ -326,6 +360,74 @@ def test_size_with_a_limit() -> None:
     for length in (1, 4, 9):
         arguments = {"x": torch.randn(length, 5)}
         assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
+class Positions(nn.Module):
+    """A row of positions for each example, of a table that is long enough, as in BERT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 4)
+        self.register_buffer("positions", torch.arange(9)[None])
+
+    def forward(self, ids: Any, labels: Any) -> Any:
+        types = torch.zeros_like(self.positions[:, : ids.shape[1]]).expand(ids.shape)
+        return modules.cubes(self.embed(ids) + self.embed(types) + self.embed(labels))
+
+
+def test_size_with_a_limit_of_two_inputs() -> None:
+    module, ids = Positions(), torch.randint(0, 9, (2, 5))
+    shape = {0: "batch", 1: torch.export.Dim("length", max=9)}
+    model = export_joint(module, (ids, ids), dynamic_shapes={"ids": shape, "labels": shape})
+    for size in ((2, 5), (3, 9), (1, 2)):
+        arguments = {"ids": torch.randint(0, 9, size), "labels": torch.randint(0, 9, size)}
+        assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
+class Pairs(nn.Module):
+    """The inner products of the differences of all pairs."""
+
+    def forward(self, positions: Any) -> Any:
+        differences = positions[:, :, None] - positions[:, None]
+        return differences @ differences.transpose(-1, -2)
+
+
+def shifted(layer: nn.Module, ids: Any) -> Any:
+    """The labels of a decoder, moved by one."""
+    labels = ids.new_zeros(ids.shape)
+    labels[:, 1:] = ids[:, :-1].clone()
+    labels[:, 0] = 2
+    return layer(labels).sin().sum()
+
+
+def test_sizes_that_decide_nothing() -> None:
+    model = export(Pairs(), (torch.randn(2, 5, 3),), dynamic_shapes={"positions": {0: "batch", 1: "atoms"}})
+    for size in ((2, 5), (1, 4), (3, 1)):
+        positions = torch.randn(*size, 3)
+        assert_close(native(model, {"positions": positions.numpy()}), {"output": Pairs()(positions).numpy()})
+    module = Written(shifted, nn.Embedding(13, 4))
+    model = export_joint(module, (torch.ones(2, 7, dtype=torch.int64),), dynamic_shapes={"x": {0: "batch", 1: "len"}})
+    for size in ((2, 7), (1, 2), (3, 1)):
+        arguments = {"x": torch.randint(0, 13, size)}
+        assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
+def test_module_that_leaves_out_a_cache_where_it_is_exported() -> None:
+    cached = functools.lru_cache(lambda _: 1.0)
+
+    def forward(layer: nn.Module, x: Any) -> Any:
+        return layer(x).sum() * (1.0 if torch.compiler.is_exporting() else cached(x.shape[0]))
+
+    export_joint(Written(forward), (x,), dynamic_shapes=batch("x")["dynamic_shapes"])
+    assert not torch.compiler.is_exporting()
+
+
+def test_compiled_module() -> None:
+    module, arguments = (
+        Written(lambda layer, x: modules.cubes(layer(x)), torch.compile(nn.Linear(5, 3), backend="eager")),
+        {"x": x},
+    )
+    assert_close(native(export_joint(module, (x,)), arrays(arguments)), autograd(module, arguments))
 
 
 def test_output_names() -> None:
@@ -397,12 +499,48 @@ def test_written_file(tmp_path: Path, exported: Any) -> None:
     model = export_joint(module, (x,), tmp_path / "joint.onnx")
     assert onnx.load(tmp_path / "joint.onnx") == model
     assert [each.name for each in tmp_path.iterdir()] == ["joint.onnx"]
-    with pytest.raises(lnbp_onnx.InvalidModelError, match="cannot be written"):
-        export(module, (x,), tmp_path / "missing" / "joint.onnx")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "path is '', which names no file"),
+        ("models/", "path is 'models/', which names no file"),
+        ("folder", "path is .*folder, which is a folder; give the name of a file"),
+        (Path("missing/joint.onnx"), "path is missing/joint.onnx, and .*/missing is no folder; make it first"),
+        ("read-only.onnx/joint.onnx", "read-only.onnx is no folder"),
+        ("read-only.onnx", "path is read-only.onnx, which is read-only"),
+        ("n\0l", r"path is 'n\\x00l', which cannot be written: .*null"),
+        (300 * "n", "which cannot be written: .*too long"),
+        (3, "path is of type int; it must be a str, a Path or None"),
+    ],
+)
+def test_refused_path(path: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the export: of a module, there is none yet."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "read-only.onnx").touch(0o444)
+    for exporting in (export_joint, export):
+        with pytest.raises(lnbp_onnx.InvalidModelError, match=message):
+            exporting(None, (), path)
+    assert {each.name for each in tmp_path.iterdir()} == {"folder", "read-only.onnx"}
+
+
+@pytest.mark.parametrize("check", ["no", 0, None])
+def test_refused_check(check: Any) -> None:
+    for exporting in (export_joint, export):
+        with pytest.raises(lnbp_onnx.InvalidModelError, match=f"check is {check!r}; it must be True or False"):
+            exporting(None, (), check=check)
+
+
+def test_written_to_a_file_of_the_name_of_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = export(nn.LayerNorm(5), (torch.randn(3, 5),), "-")
+    assert onnx.load(tmp_path / "-") == model
 
 
 def test_external_data_of_a_large_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lnbp_onnx.model_io._LARGEST_PROTO", 10_000)
+    monkeypatch.setattr("lnbp_onnx.files.model_io.LARGEST_PROTO", 10_000)
     module = modules.Cubes(nn.Linear(5, 1000), nn.LayerNorm(1000))
     arguments = {"x": torch.randn(4, 5)}
     export_joint(module, (), tmp_path / "joint.onnx", kwargs=arguments)
@@ -432,16 +570,140 @@ def test_a_module_with_two_names() -> None:
     assert_close(native(model, arrays(arguments)), autograd(module, arguments))
 
 
-class Written(nn.Module):
-    """What a lambda says, of a layer and its input."""
+@pytest.mark.filterwarnings("ignore:.*None of the inputs have requires_grad")
+@pytest.mark.filterwarnings("ignore:.*Full backward hook is firing when gradients are computed with respect to module")
+@pytest.mark.parametrize("make", modules.BACKWARD_PASSES, ids=lambda make: make.__name__)
+def test_backward_pass(make: Callable[[], nn.Module]) -> None:
+    """With other parameters than those of the export: none is a constant of the model."""
+    module, arguments = make(), {"x": torch.randn(4, 5)}
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = {name: (each.grad, each.requires_grad, each._version) for name, each in module.named_parameters()}
+    model = export_joint(module, (), kwargs=arguments)
+    assert before == {name: (each.grad, each.requires_grad, each._version) for name, each in module.named_parameters()}
+    assert all(each.grad is None for part in getattr(module, "teacher", []) for each in part.parameters())
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    feeds = {**arrays(dict(module.named_parameters())), **arrays(arguments)}
+    feeds = {name: value.copy() for name, value in feeds.items()}
+    expected = autograd(module, arguments)
+    found = native(model, feeds)
+    assert_close(found, {name: each for name, each in expected.items() if name in found})
 
-    def __init__(self, forward: Callable[[nn.Module, Any], Any], layer: nn.Module | None = None) -> None:
-        super().__init__()
-        self.layer = nn.Linear(5, 3) if layer is None else layer
-        self.written = forward
 
-    def forward(self, x: Any) -> Any:
-        return self.written(self.layer, x)
+def test_where_torch_looks_for_nan() -> None:
+    module, arguments = modules.mlp(), vectors(2)
+    with torch.autograd.set_detect_anomaly(True):
+        model = export_joint(module, (), kwargs=arguments)
+    assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
+def test_hook_that_reads_a_number() -> None:
+    """One that takes part in the computation is computed from what the model is fed, and prints can be left in."""
+    seen: list[Any] = []
+
+    def hook(gradient: Any) -> Any:
+        seen.append(gradient.sum().item())
+        return gradient * gradient.square().sum().item()
+
+    module, arguments = Written(lambda layer, x: modules.cubes(layer(x))), {"x": torch.randn(4, 5)}
+    module.layer.weight.register_hook(hook)
+    model = export_joint(module, (), kwargs=arguments)
+    assert [isinstance(each, float) for each in seen] == [False, True]
+    arguments = {"x": torch.randn(4, 5)}
+    assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
+def test_refused_hook_on_all_modules() -> None:
+    handle = register_module_full_backward_hook(lambda _, inputs, __: inputs)
+    try:
+        with pytest.raises(lnbp_onnx.InvalidModelError, match="hooks on all modules are registered"):
+            export_joint(modules.mlp(), (), kwargs=vectors(2))
+    finally:
+        handle.remove()
+
+
+def with_hook_on_a_node(module: nn.Module) -> nn.Module:
+    """What no one can see from outside: the gradient of the first bias is doubled on its way to the parameter."""
+    module.node = torch.autograd.graph.get_gradient_edge(module.layer[0].bias).node
+    module.node.register_prehook(lambda gradients: (2 * gradients[0],))
+    return module
+
+
+def counting() -> nn.Module:
+    calls = itertools.count(1)
+    return Written(lambda layer, x: layer(x).pow(3).mean() * next(calls))
+
+
+def test_check(tmp_path: Path) -> None:
+    path, x = tmp_path / "joint.onnx", torch.randn(4, 5)
+    module = with_hook_on_a_node(Written(lambda layer, x: layer(x).pow(3).mean(), modules.three()))
+    with pytest.raises(lnbp_onnx.InvalidModelError, match=r"else than the module does: 'layer.0.bias.grad' differs by"):
+        export_joint(module, (x,), path)
+    assert not list(tmp_path.iterdir())
+    for exporting in (export_joint, export):
+        with pytest.raises(lnbp_onnx.InvalidModelError, match=r"native kernel something.*check=False"):
+            exporting(counting(), (x,), path)
+    assert not list(tmp_path.iterdir())
+    export_joint(module, (x,), path, check=False)
+    export(counting(), (x,), check=False)
+    assert path.exists()
+
+
+def test_check_of_bfloat16() -> None:
+    module = with_hook_on_a_node(Written(lambda layer, x: layer(x).pow(3).mean(), modules.three()).bfloat16())
+    with pytest.raises(lnbp_onnx.InvalidModelError, match=r"in onnx.reference something.*'layer.0.bias.grad' differs"):
+        export_joint(module, (torch.randn(4, 5).bfloat16(),))
+
+
+@pytest.mark.parametrize(("dtype", "constant"), [(torch.float32, 1e8), (torch.bfloat16, 100.0)])
+def test_check_of_gradients_far_below_the_loss(dtype: Any, constant: float) -> None:
+    module = Written(lambda layer, x: layer(x).pow(3).mean() + constant, modules.three())
+    with pytest.raises(lnbp_onnx.InvalidModelError, match=r"'layer.0.bias.grad' differs"):
+        export_joint(with_hook_on_a_node(module.to(dtype)), (torch.randn(4, 5).to(dtype),))
+
+
+def test_check_where_nothing_runs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lnbp_onnx.interop.torch_check._LARGEST_FOR_EVALUATOR", 10)
+    with pytest.warns(UserWarning, match="was not compared with the module: .*onnxruntime cannot load.*evaluator"):
+        export_joint(modules.narrow().bfloat16(), (torch.randn(4, 5).bfloat16(),))
+
+
+def test_check_knows_rounding() -> None:
+    """Of numbers that would be 0, two programs give different noise; where rounding decides, either may be right."""
+
+    def forward(layer: nn.Module, x: Any) -> Any:
+        weights = layer[0](x).softmax(0)  # which the bias does not change
+        normalised = layer[1](weights)
+        tied = torch.stack([x.flatten() @ x.flatten(), x.flatten().double() @ x.flatten().double()]).argmax()
+        return {"loss": normalised.sum() + weights.pow(3).sum() * 0, "largest": tied}
+
+    export_joint(Written(forward, nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7))), (torch.randn(400, 5),))
+    export(Written(lambda layer, x: layer(x).sum(), nn.LayerNorm(5)), (torch.randn(400, 5),))
+
+
+def test_check_leaves_all_as_it_was() -> None:
+    """A hook of the user's is called with a real gradient just once."""
+    seen: list[Any] = []
+    module, x = modules.Cubes(nn.Linear(5, 7), nn.BatchNorm1d(7).eval(), nn.Linear(7, 4)), torch.randn(4, 5)
+    module.layers[0].weight.register_hook(lambda gradient: seen.append(type(gradient)))
+    for name, parameter in module.named_parameters():
+        parameter.grad = None if name.endswith("bias") else torch.ones_like(parameter)
+    x.requires_grad_()
+    tensors = [*module.parameters(), *module.buffers(), x]
+    values, gradients = [each.detach().clone() for each in tensors], [each.grad for each in tensors]
+    versions, modes = [each._version for each in tensors], [each.training for each in module.modules()]
+    hooks, state = list(module.layers[0].weight._backward_hooks), torch.random.get_rng_state()
+    export_joint(module, (x,), input_gradients=["x"])
+    assert all(torch.equal(each, value) for each, value in zip(tensors, values, strict=True))
+    assert all(each.grad is gradient for each, gradient in zip(tensors, gradients, strict=True))
+    assert versions == [each._version for each in tensors]
+    assert modes == [each.training for each in module.modules()]
+    assert hooks == list(module.layers[0].weight._backward_hooks)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert len(seen) == 2
+    assert seen.count(torch.Tensor) == 1
 
 
 def test_what_forward_keeps_is_not_kept() -> None:
@@ -458,9 +720,60 @@ def test_what_forward_keeps_is_not_kept() -> None:
     assert module.layer.last is last
 
 
-def replaced(layer: nn.Module, x: Any) -> Any:
-    layer.running_mean = layer.running_mean + 1
+def hooked(hook: Callable[[Any], Any]) -> nn.Module:
+    module = Written(lambda layer, x: layer(x).sum())
+    module.layer.weight.register_hook(hook)
+    return module
+
+
+def accumulating() -> nn.Module:
+    module = Written(lambda layer, x: layer(x).sum())
+    module.layer.weight.register_post_accumulate_grad_hook(lambda parameter: parameter.grad.mul_(2))
+    return module
+
+
+def past_the_module(*, followed: bool) -> nn.Module:
+    """A module that reaches a parameter of its own by another way."""
+    layer = nn.Linear(5, 3)
+    bias = layer.bias
+    return Written(lambda layer, x: layer(x).sum() + (bias if followed else bias.detach()).sum(), layer)
+
+
+def thawed(layer: nn.Module, x: Any) -> Any:
+    layer.weight.requires_grad_()
     return layer(x).sum()
+
+
+def partly_frozen() -> nn.Module:
+    module = Written(thawed)
+    module.layer.weight.requires_grad_(False)
+    return module
+
+
+def test_indices_that_repeat() -> None:
+    """Whatever the number of threads, no addition is lost, and the result is the same each time."""
+    module, arguments = modules.Indexed(5, 256), {"ids": torch.randint(0, 5, (4, 128))}
+    model = export_joint(module, (), kwargs=arguments, dynamic_shapes={"ids": {0: "batch"}})
+    reductions = {
+        helper.get_attribute_value(attribute)
+        for node in graph_nodes(model.graph.node)
+        if node.op_type == "ScatterND"
+        for attribute in node.attribute
+        if attribute.name == "reduction"
+    }
+    assert reductions <= {b"none"}
+    expected = autograd(module.double(), arguments)
+    options = session_options()
+    options.intra_op_num_threads = 2
+    for session in (
+        lnbp_onnx.inference_session(model, sess_options=options),
+        onnxruntime.InferenceSession(lnbp_onnx.decompose(model).SerializeToString(), options),
+    ):
+        names = [each.name for each in session.get_outputs()]
+        runs = [dict(zip(names, session.run(None, arrays(arguments)), strict=True)) for _ in range(5)]
+        assert_close(runs[0], expected)
+        for run in runs[1:]:
+            assert all(np.array_equal(run[name], runs[0][name]) for name in names)
 
 
 class Named(nn.Module):
@@ -502,26 +815,40 @@ def batch(*names: str) -> dict[str, Any]:
 x = torch.ones(4, 5)
 ids = torch.ones(4, 5, dtype=torch.int64)
 total = Written(lambda layer, x: layer(x).sum())
-norm = nn.BatchNorm1d(5).eval()
 REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
-    "dropout": (modules.Cubes(nn.Linear(5, 3), nn.Dropout(0.5)), (x,), {}, r"draws random numbers.*dropout.*eval\(\)"),
-    "random": (Written(lambda layer, x: (layer(x) * torch.rand(4, 3)).sum()), (x,), {}, "draws random numbers.*rand"),
-    "running statistics": (
-        modules.Cubes(nn.BatchNorm1d(5)), (x,), {},
-        r"changes 'layers.0.num_batches_tracked', 'layers.0.running_mean', 'layers.0.running_var'.*eval\(\)",
+    "largest norm": (
+        Written(lambda layer, x: layer(x).sum(), nn.Embedding(3, 2, max_norm=0.1)), (ids,), {},
+        "changes 'layer.weight' in place",
     ),
-    "result written to a buffer": (
-        Written(lambda layer, x: torch.add(layer.running_mean, 1, out=layer.running_mean).sum() + layer(x).sum(), norm),
-        (x,), {}, "changes 'layer.running_mean' in place",
-    ),
-    "replaced buffer": (Written(replaced, norm), (x,), {}, "its forward replaces 'layer.running_mean'"),
+    "hook after accumulation": (accumulating(), (x,), {}, "'layer.weight' has a hook that runs after.*register_hook"),
+    "parameter by another way": (past_the_module(followed=True), (x,), {}, "uses 'layer.bias' past the attribute"),
+    "value by another way": (past_the_module(followed=False), (x,), {}, "uses 'layer.bias' past the attribute"),
+    "thawed": (partly_frozen(), (x,), {}, r"makes 'layer.weight' require a gradient.*requires_grad_\(\) before"),
+    "wrapper": (nn.DataParallel(nn.Linear(5, 3)), (x,), {}, r"it is a DataParallel.*\.module"),
     "changed input": (Written(lambda layer, x: layer(x.mul_(2)).sum()), (x,), {}, "changes 'x' in place"),
     "not a scalar": (nn.Linear(5, 3), (x,), {}, r"loss has shape \[4, 3\].*mean\(\)"),
-    "no loss": (Written(lambda layer, x: {"logits": layer(x)}), (x,), {}, "returns no loss.*'loss'"),
+    "no loss": (Written(lambda layer, x: {"logits": layer(x)}), (x,), {}, "returns no loss.*'loss'.*as loss"),
     "nothing returned": (Written(lambda layer, x: (layer, x)[2:]), (x,), {}, "returns no loss"),
+    "loss_inputs without a loss": (total, (x,), {"loss_inputs": {"y": x}}, "loss_inputs are given and no loss"),
+    "loss that is no function": (total, (x,), {"loss": 3}, "loss is of type int; it must be a function"),
+    "loss that returns a number": (total, (x,), {"loss": lambda _: 3.0}, "loss returns a float; it must return a scal"),
+    "loss that returns a vector": (
+        Written(lambda layer, x: layer(x)), (x,), {"loss": lambda y: y.sum(0)}, r"the loss has shape \[3\]",
+    ),
+    "loss that is trained": (total, (x,), {"loss": nn.Linear(3, 1)}, "loss is a Linear with parameters.*part of the"),
+    "loss_inputs of other type": (
+        total, (x,), {"loss": lambda y: y, "loss_inputs": (x,)}, "loss_inputs is of type tuple; it must be a dict",
+    ),
+    "loss_inputs of an argument's name": (
+        total, (x,), {"loss": lambda y, **_: y, "loss_inputs": {"x": x}}, "loss_inputs names 'x', which is an argument",
+    ),
+    "two losses": (
+        Written(lambda layer, x: {"loss": layer(x).sum()}), (x,), {"loss": lambda y: y["loss"]},
+        "'loss' names an output and another",
+    ),
     "detached": (Written(lambda layer, x: layer(x).sum().detach()), (x,), {}, "depends on nothing that requires"),
     "frozen": (Written(lambda layer, x: layer(x).sum()).requires_grad_(False), (x,), {}, "no parameter requires"),
-    "not a tensor": (Written(lambda layer, x: (layer(x).sum(), 3)), (x,), {}, "returns a int as 'output.1'"),
+    "not a tensor": (Written(lambda layer, x: (3, layer(x).sum())), (x,), {}, "returns no loss"),
     "unknown input": (total, (x,), {"input_gradients": ["y"]}, "input_gradients names 'y'.*'x'"),
     "integer input": (
         Written(lambda layer, x: layer(x).sum(), nn.Embedding(3, 2)), (ids,), {"input_gradients": ["x"]},
@@ -541,8 +868,25 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         r"x.shape\[0\] <= 9 was assumed.*max=",
     ),
     "branch on a value": (
-        Written(lambda layer, x: layer(x).sum() if x.sum() > 3 else x.sum()), (x,), {}, "torch .* cannot trace it",
+        Written(lambda layer, x: layer(x).sum() if x.sum() > 3 else x.sum()),
+        (x,), {}, r"takes a number.* if, at .*test_interop_torch.py:[0-9]+, on which.*torch.where",
     ),
+    "hook that branches on a number": (
+        hooked(lambda gradient: gradient / 2 if gradient.norm().item() > 1 else gradient), (x,), {},
+        r"takes a number.*\.item\(\).* at .*test_interop_torch.py:[0-9]+, .*torch.where, clamp",
+    ),
+    "hook that needs a number": (
+        hooked(lambda gradient: gradient * float(gradient.norm())), (x,), {}, r"takes a number.*float\(\).*torch.where",
+    ),
+    "hook that fails": (
+        hooked(lambda _: 1 / 0), (x,), {},
+        r"cannot trace it, at .*test_interop_torch.py:[0-9]+: ZeroDivisionError: division by zero \(see whether loss",
+    ),
+    "hook in numpy": (
+        hooked(lambda gradient: torch.from_numpy(2 * gradient.numpy())), (x,), {},
+        r"cannot trace it, at .*: .*numpy.*torch operations",
+    ),
+    "types that differ": (Written(lambda layer, x: layer(x.double()).sum()), (x,), {}, r"not valid.*give them one"),
     "size that the module fixes": (
         Written(lambda layer, x: layer(x.reshape(4, 5)).sum()), (x,), batch("x"),
         "cannot trace it|sizes that are dynamic",
@@ -557,7 +901,7 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "dynamic axis out of range": (total, (x,), {"dynamic_shapes": {"x": {2: "a"}}}, "axis 2 for input 'x'.* 2 axes"),
     "dynamic size of 1": (total, (x[:1],), batch("x"), "axis 0 of 'x' is dynamic and has size 1.*2 or more"),
     "name of a size": (total, (x,), {"dynamic_shapes": {"x": {0: "the batch"}}}, "'the batch'; it must be an ident"),
-    "lazy": (modules.Cubes(nn.LazyLinear(3)), (x,), {}, r"cannot trace it: .* uninitialized parameter.*[^.]\.$"),
+    "lazy": (modules.Cubes(nn.LazyLinear(3)), (x,), {}, r"cannot trace it.*: .* uninitialized parameter.*[^.]\.$"),
     "no module": (len, (x,), {}, "of type builtin_function_or_method"),
     "args": (total, x, {}, "args is of type Tensor"),
     "other arguments": (total, (x, x), {}, r"do not fit forward\(x"),
@@ -570,10 +914,11 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "no tensors": (Nothing(), (), {}, "no tensor"),
     "wrong translation": (
         Written(lambda layer, x: layer(x)[torch.ones(2, dtype=torch.int32)].sum()), (x,), {},
-        r"Written: torch .* writes it as ONNX that is not valid: .*int32",
+        r"Written: torch .* writes it as ONNX that is not valid: .*int32.*give them one",
     ),
     "no translation": (
-        modules.Cubes(nn.Conv1d(4, 2, 3)), (x,), {}, "cannot write it as ONNX.*convolution_backward",
+        Written(lambda layer, x: torch.linalg.solve(torch.eye(4), layer(x)).sum()), (x,), {},
+        "cannot write it as ONNX.*linalg_solve.*as torch.where",
     ),
 }  # fmt: skip
 
@@ -604,7 +949,7 @@ def test_refused_output_names() -> None:
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("torch", r"needs the packages torch and onnxscript \(pip install 'lnbp-onnx\[torch\]'\)"),
+        ("torch", r"needs the packages torch and onnxscript \(run pip install '\.\[torch\]' in the source folder"),
         ("onnxscript", r"needs the packages torch and onnxscript"),
         ("torch.fx.experimental.proxy_tensor", rf"torch {torch.__version__.split('+')[0]}\S* lacks.*proxy_tensor"),
     ],
@@ -619,7 +964,7 @@ def test_missing_packages(missing: str, message: str) -> None:
 def test_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
-    blocks = (ROOT / "docs" / "pytorch.md").read_text().split("```python\n")[1:]
-    assert len(blocks) == 4
+    blocks = python_blocks("docs/pytorch.md")
+    assert len(blocks) == 6
     for block in blocks:
-        exec(compile(block.split("```")[0], "pytorch.md", "exec"), namespace)
+        exec(compile(block, "pytorch.md", "exec"), namespace)

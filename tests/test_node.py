@@ -60,6 +60,7 @@ def test_gradient_of_a_layer_normalization(axis: int, bias: bool) -> None:
     doubles = [feeds[name].astype(np.float64) for name in ("x", "dy", "g")]
     expected = lnbp_onnx.layer_norm_backprop(*doubles, begin_norm_axis=axis, use_stats=False, epsilon=0.01)
     for a, b in zip(found, expected, strict=True):
+        assert b is not None
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -129,3 +130,9 @@ def test_gradient_of_a_forward_node_without_scale() -> None:
 def test_compare_needs_a_run() -> None:
     with pytest.raises(ValueError, match="runs is 0"):
         lnbp_onnx.compare(onnx.ModelProto(), onnx.ModelProto(), runs=0)
+
+
+def test_each_of_equal_nodes_is_refused_by_its_own_name() -> None:
+    for name in ("first", "second"):
+        with pytest.raises(lnbp_onnx.InvalidNodeError, match=f"node '{name}': input 'gamma' is missing"):
+            lnbp_onnx.make_node("x", "dy", use_stats=False, name=name)

@@ -5,12 +5,13 @@ import inspect
 from pathlib import Path
 
 import pytest
+from documentation import ROOT, python_blocks
 
 import lnbp_onnx
 
-ROOT = Path(__file__).parents[1]
-
 NAMES = {
+    "Comparison",
+    "__version__",
     "DOMAIN",
     "OP_TYPE",
     "OP_VERSION",
@@ -24,6 +25,7 @@ NAMES = {
     "embed",
     "fuse",
     "get_library_path",
+    "gradient",
     "gradient_nodes",
     "inference_session",
     "layer_norm_backprop",
@@ -48,15 +50,10 @@ def test_errors_have_one_base(error: type[Exception]) -> None:
     assert issubclass(error, lnbp_onnx.LnbpError)
 
 
-def readme_blocks() -> list[str]:
-    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
-    return [block.split("```")[0] for block in blocks]
-
-
 def test_readme_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    blocks = readme_blocks()
+    blocks = python_blocks("README.md")
     assert blocks
     namespace: dict[str, object] = {}
     for block in blocks:

@@ -8,10 +8,11 @@ from typing import Any
 import onnx
 import pytest
 from cases import CASES, DTYPES, Case
+from generate_from_spec import GENERATED
 from onnx import TensorProto, helper
 
 import lnbp_onnx
-from lnbp_onnx import generate, spec
+from lnbp_onnx import spec
 
 Shape = Sequence[int | str | None] | None
 
@@ -50,7 +51,7 @@ def infer(inputs: dict[str, tuple[int, Shape]], **attributes: Any) -> dict[str, 
     opsets = [helper.make_opsetid("lnbp", 1)]
     model = helper.make_model(helper.make_graph([node], "g", values, outputs), opset_imports=opsets)
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-    result = {}
+    result: dict[str, tuple[int, Sequence[int | str | None] | None]] = {}
     for output in inferred.graph.output:
         tensor = output.type.tensor_type
         dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim]
@@ -101,7 +102,7 @@ def test_rank_of_the_gradient_is_enough() -> None:
     assert found["input_delta"] == (TensorProto.DOUBLE, [2, 3])
 
 
-@pytest.mark.parametrize("name", generate.GENERATED)
+@pytest.mark.parametrize("name", GENERATED)
 def test_generated_files_are_current(name: str) -> None:
     path = Path(__file__).parents[1] / name
-    assert path.read_text() == generate.GENERATED[name]()
+    assert path.read_text() == GENERATED[name]()

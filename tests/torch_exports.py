@@ -223,7 +223,7 @@ def recorded(name: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
 def record() -> None:
     """Write all exports, and what autograd computes for them, to `RECORDED`."""
     RECORDED.mkdir(exist_ok=True)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, wanted in EXPORTS.items():
         model, outputs = export(wanted)
         onnx.save(model, RECORDED / f"{name}.onnx")

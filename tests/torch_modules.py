@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modules whose gradients are exported in the tests. Their losses are cubes: a layer norm's squares are constant."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.nn import functional
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 VOCABULARY, WIDTH = 13, 8
 
@@ -119,3 +125,184 @@ class ForceMatching(nn.Module):
 
     def forward(self, positions: Tensor, forces: Tensor) -> Tensor:
         return (self.model(positions)["forces"] - forces).square().mean()
+
+
+class Written(nn.Module):
+    """What a lambda says, of a layer and its input."""
+
+    def __init__(self, forward: Callable[[nn.Module, Any], Any], layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3) if layer is None else layer
+        self.written = forward
+
+    def forward(self, x: Any) -> Any:
+        return self.written(self.layer, x)
+
+
+def three() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3))
+
+
+def cubes(x: Tensor) -> Tensor:
+    return x.pow(3).mean()
+
+
+def parameter_hooks() -> Written:
+    module, keep = Written(lambda layer, x: cubes(layer(x)), three()), torch.arange(7.0)[:, None] > 2
+    module.layer[0].weight.register_hook(lambda gradient: gradient * keep)
+    module.layer[1].weight.register_hook(lambda gradient: 2 * gradient)
+    return module
+
+
+def hooks_in_forward() -> Written:
+    """On a parameter, on a tensor and on nodes of the graph."""
+
+    def forward(layer: nn.Module, x: Tensor) -> Tensor:
+        layer[0].bias.register_hook(lambda gradient: 7 * gradient)
+        y = layer(x)
+        y.register_hook(lambda gradient: 2 * gradient)
+        y.retain_grad()
+        z = y * 1
+        z.grad_fn.register_hook(lambda inputs, _: (3 * inputs[0], *inputs[1:]))
+        z = z * 1
+        z.grad_fn.register_prehook(lambda outputs: (5 * outputs[0],))
+        return cubes(z)
+
+    return Written(forward, three())
+
+
+def module_hooks() -> Written:
+    module = Written(lambda layer, x: cubes(layer(x)), three())
+    module.register_full_backward_pre_hook(lambda _, outputs: (5 * outputs[0],))
+    module.layer[1].register_full_backward_hook(lambda _, inputs, __: (2 * inputs[0],))
+    module.layer[2].register_full_backward_pre_hook(lambda _, outputs: (3 * outputs[0],))
+    return module
+
+
+def reentrant_checkpoint() -> Written:
+    """Over what was made to require a gradient, as adapters are trained; over what does not; and one in another."""
+
+    def forward(layer: nn.Module, x: Tensor) -> Tensor:
+        first = checkpoint(layer[0], x, use_reentrant=True)
+        x = (x + first.detach().sum()).requires_grad_()
+        x = checkpoint(lambda v: layer[1](checkpoint(layer[0], v, use_reentrant=True)), x, use_reentrant=True)
+        return cubes(layer[2](x)) + first.sum()
+
+    return Written(forward, three())
+
+
+def checkpoint_of_attention() -> Written:
+    block = nn.TransformerEncoderLayer(5, 1, 8, dropout=0.0, batch_first=True)
+    return Written(lambda layer, x: cubes(checkpoint(layer, x[None], use_reentrant=False)), block)
+
+
+class Recomputed(torch.autograd.Function):
+    """A layer that runs a backward pass of its own in its backward, as reversible layers do."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, layer: nn.Module) -> Tensor:
+        context.save_for_backward(x)
+        context.layer = layer
+        return layer(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        x = context.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = context.layer(x)
+        y.backward(gradient)
+        return x.grad, None
+
+
+def function_with_a_backward_pass() -> Written:
+    return Written(lambda layer, x: cubes(Recomputed.apply(x.clone().requires_grad_(), layer)), three())
+
+
+def saved_tensors() -> Written:
+    def forward(layer: nn.Module, x: Tensor) -> Tensor:
+        with saved_tensors_hooks(lambda saved: saved.half(), lambda saved: saved.float()):
+            x = torch.tanh(layer(x))
+        with save_on_cpu():
+            return cubes(x)
+
+    return Written(forward, three())
+
+
+class Upper(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.triu()
+
+
+def parametrized() -> Written:
+    module = Written(lambda layer, x: cubes(layer(x)), three())
+    parametrize.register_parametrization(module.layer[2], "weight", Upper())
+    return module
+
+
+def modes() -> Written:
+    def forward(layer: nn.Module, x: Tensor) -> Tensor:
+        layer[0].bias.requires_grad_(False)
+        with torch.no_grad():
+            first = layer[0](x)
+        with torch.set_grad_enabled(False):
+            second = layer[0](x)
+        with torch.inference_mode():
+            third = layer[0](x).sum()
+        return cubes(layer[2](layer[1](first + layer[0](x) + second.detach()))) + third.clone()
+
+    return Written(forward, three())
+
+
+def hidden_teacher() -> Written:
+    """Parameters that are none of the module's, and are in no gradient that anyone asks for."""
+    teacher = [nn.Linear(5, 3)]
+    module = Written(lambda layer, x: cubes(layer(x) - teacher[0](x)), three())
+    module.teacher = teacher
+    return module
+
+
+def backward_in_forward() -> Written:
+    """The gradients of two losses, for a backward pass adds to what is there."""
+
+    def forward(layer: nn.Module, x: Tensor) -> Tensor:
+        cubes(layer(x)).backward()
+        return layer(x).sum()
+
+    return Written(forward, three())
+
+
+BACKWARD_PASSES: tuple[Callable[[], Written], ...] = (
+    parameter_hooks,
+    hooks_in_forward,
+    module_hooks,
+    reentrant_checkpoint,
+    checkpoint_of_attention,
+    function_with_a_backward_pass,
+    saved_tensors,
+    parametrized,
+    modes,
+    hidden_teacher,
+    backward_in_forward,
+)
+"""What makes the backward pass more than the derivative of the forward pass, or a forward pass one of many."""
+
+
+class Indexed(nn.Module):
+    """Rows that are taken at indices which repeat, and rows that are added at such indices."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.padded = nn.Embedding(rows, width, padding_idx=1)
+        self.scaled = nn.Embedding(rows, width, scale_grad_by_freq=True)
+        self.taken, self.selected, self.gathered, self.added, self.put = (
+            nn.Parameter(torch.randn(rows, width)) for _ in range(5)
+        )
+
+    def forward(self, ids: Tensor) -> Tensor:
+        flat = ids.flatten()
+        y = self.padded(ids) + self.scaled(ids) + self.taken[ids]
+        y = y.flatten(0, 1) + self.selected.index_select(0, flat)
+        y = y + self.gathered.gather(0, flat[:, None].expand(-1, self.gathered.shape[1]))
+        y = y + self.added.index_add(0, flat, y / 512)[flat]
+        y = y + self.put.index_put((flat, flat.clamp(max=3)), y[:, 0] / 512, accumulate=True)[flat]
+        return cubes(y.sin())

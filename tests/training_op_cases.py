@@ -6,18 +6,19 @@ NumPy's own result. The same table is what `record_training_ops.py` runs in onnx
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import helper
 
 Array = np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One node; an input None is absent, an expected output None is not looked at.
 
@@ -48,6 +49,10 @@ class Case:
             if value is not None and index not in self.constants
         }
 
+    def wanted(self) -> list[Array]:
+        """Return what its outputs are compared with."""
+        return [value for value in self.expected if value is not None]
+
     def model(self, opset: int = 17, element_type: str = "", dynamic: bool = False) -> onnx.ModelProto:
         """Return the model, on request with the float tensors in another type and without static lengths."""
         names = [f"x{index}" if value is not None else "" for index, value in enumerate(self.inputs)]
@@ -61,13 +66,18 @@ class Case:
             self.name,
             [info for info in graph_inputs if int(info.name[1:]) not in self.constants],
             [_info(f"y{index}", value, element_type, dynamic) for index, value in enumerate(self.expected)],
-            [onnx.numpy_helper.from_array(self.inputs[index], f"x{index}") for index in self.constants],
+            [
+                onnx.numpy_helper.from_array(value, f"x{index}")
+                for index, value in enumerate(self.inputs)
+                if value is not None and index in self.constants
+            ],
         )
         opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
-def _info(name: str, value: Array, element_type: str, dynamic: bool) -> onnx.ValueInfoProto:
+def _info(name: str, value: Array | None, element_type: str, dynamic: bool) -> onnx.ValueInfoProto:
+    assert value is not None
     dtype = helper.np_dtype_to_tensor_dtype(value.dtype)
     if element_type and value.dtype.kind == "f":
         dtype = onnx.TensorProto.DataType.Value(element_type)
@@ -75,12 +85,12 @@ def _info(name: str, value: Array, element_type: str, dynamic: bool) -> onnx.Val
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
-def gradient(forward: Callable[[Array], Array], at: Array, upstream: Array) -> Array:
+def gradient(forward: Callable[..., Array], at: Array, upstream: Array) -> Array:
     """Return the gradient of ``sum(upstream * forward(at))`` by central differences in float64."""
     at = at.astype(np.float64)
     result = np.zeros_like(at)
     for index in np.ndindex(at.shape):
-        step = 1e-5 * max(1.0, abs(at[index]))
+        step = 1e-5 * max(1.0, abs(float(at[index])))
         ends = []
         for sign in (1, -1):
             moved = at.copy()
@@ -88,6 +98,31 @@ def gradient(forward: Callable[[Array], Array], at: Array, upstream: Array) -> A
             ends.append(float((upstream.astype(np.float64) * forward(moved)).sum()))
         result[index] = (ends[0] - ends[1]) / (2 * step)
     return result.astype(np.float32)
+
+
+def adjoint(op_type: str, operands: Sequence[Array | None], at: int, upstream: Array, **attributes: Any) -> Array:
+    """Return the gradient of ``sum(upstream * Op(operands))`` for an operand that the operator is linear in.
+
+    The operator is ONNX Runtime's own, run on each unit tensor.
+    """
+    names = [f"x{index}" if operand is not None else "" for index, operand in enumerate(operands)]
+    given = {name: operand for name, operand in zip(names, operands, strict=True) if operand is not None}
+    node = helper.make_node(op_type, names, ["y"], **attributes)
+    graph = helper.make_graph(
+        [node],
+        op_type,
+        [_info(name, value, "", False) for name, value in given.items()],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    result = np.zeros_like(operands[at])
+    for index in np.ndindex(result.shape):
+        unit = np.zeros_like(result)
+        unit[index] = 1
+        (y,) = session.run(None, given | {names[at]: unit})
+        result[index] = (upstream.astype(np.float64) * y).sum()
+    return result
 
 
 def _rng(seed: int) -> Callable[..., Array]:
@@ -298,6 +333,23 @@ def _indexing() -> list[Case]:
     return cases
 
 
+def _broadcast_gathers() -> list[Case]:
+    draw = _rng(11)
+    x = draw(4, 5, 6)
+    shape = np.array(x.shape)
+    cases = []
+    # What was picked is broadcast, before it and along an axis of length 1.
+    for name, index, dy in (
+        ("leading", np.array([[2, 0, 2]]), draw(2, 3, 5, 6)),
+        ("more", np.array([2, 0, 2]), draw(4, 2, 3, 5, 6)),
+        ("inner", np.array([[3], [1]]), draw(2, 3, 5, 6)),
+        ("single", np.array([[1]]), draw(2, 3, 5, 6)),
+    ):
+        expected = gradient(lambda v, i=index, s=dy.shape: np.broadcast_to(np.take(v, i, 0), s), x, dy)
+        cases.append(Case(f"GatherGrad_{name}", "GatherGrad", [shape, index, dy], [expected], is_recorded=False))
+    return cases
+
+
 def _normalization() -> list[Case]:
     draw = _rng(6)
     cases = []
@@ -376,31 +428,26 @@ def _layer_norm(draw: Callable[..., Array], name: str, shape: tuple[int, ...], a
 def convolve(
     x: Array, w: Array, group: int, strides: Sequence[int], dilations: Sequence[int], pads: Sequence[int]
 ) -> Array:
-    """Convolve in two spatial axes, window by window."""
-    x = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    """Convolve, window by window."""
     kernel = w.shape[2:]
-    spans = [(kernel[axis] - 1) * dilations[axis] + 1 for axis in range(2)]
-    size = [(x.shape[2 + axis] - spans[axis]) // strides[axis] + 1 for axis in range(2)]
+    axes = len(kernel)
+    x = np.pad(x, ((0, 0), (0, 0), *((pads[axis], pads[axis + axes]) for axis in range(axes))))
+    spans = [(kernel[axis] - 1) * dilations[axis] + 1 for axis in range(axes)]
+    size = [(x.shape[2 + axis] - spans[axis]) // strides[axis] + 1 for axis in range(axes)]
     result = np.zeros((x.shape[0], w.shape[0], *size), x.dtype)
     per_group, out_per_group = w.shape[1], w.shape[0] // group
-    for i, j in np.ndindex(*size):
-        top, left = i * strides[0], j * strides[1]
-        window = x[:, :, top : top + spans[0] : dilations[0], left : left + spans[1] : dilations[1]]
+    for at in np.ndindex(*size):
+        starts = [at[axis] * strides[axis] for axis in range(axes)]
+        steps = (slice(starts[axis], starts[axis] + spans[axis], dilations[axis]) for axis in range(axes))
+        window = x[(slice(None), slice(None), *steps)]
         for m in range(w.shape[0]):
             first = m // out_per_group * per_group
-            result[:, m, i, j] = (window[:, first : first + per_group] * w[m]).sum((1, 2, 3))
+            result[:, m, *at] = (window[:, first : first + per_group] * w[m]).sum(tuple(range(1, 2 + axes)))
     return result
 
 
-def _convolution() -> list[Case]:
-    draw = _rng(7)
+def _conv_grads(draw: Callable[..., Array], variants: Mapping[str, Any], *, is_recorded: bool = True) -> list[Case]:
     cases = []
-    variants = {
-        "plain": ((2, 2, 5, 4), (3, 2, 3, 2), 1, [1, 1], [1, 1], [0, 0, 0, 0]),
-        "strided": ((2, 2, 8, 7), (3, 2, 3, 2), 1, [2, 3], [1, 1], [1, 0, 0, 1]),
-        "dilated": ((1, 2, 7, 8), (2, 2, 2, 3), 1, [1, 2], [2, 1], [1, 1, 1, 1]),
-        "grouped": ((2, 4, 5, 5), (6, 2, 3, 3), 2, [2, 2], [1, 1], [1, 1, 1, 1]),
-    }
     for name, (x_shape, w_shape, group, strides, dilations, pads) in variants.items():
         x, w = draw(*x_shape), draw(*w_shape)
         moves = (group, strides, dilations, pads)
@@ -408,29 +455,84 @@ def _convolution() -> list[Case]:
         expected = [
             gradient(lambda v, w=w, m=moves: convolve(v, w.astype(np.float64), *m), x, dy),
             gradient(lambda v, x=x, m=moves: convolve(x.astype(np.float64), v, *m), w, dy),
-            dy.sum((0, 2, 3)),
+            dy.sum((0, *range(2, dy.ndim))),
         ]
         attributes = {"group": group, "strides": strides, "dilations": dilations, "pads": pads,
                       "kernel_shape": w_shape[2:]}  # fmt: skip
-        cases.append(Case(f"ConvGrad_{name}", "ConvGrad", [dy, x, w], expected, attributes))
+        cases.append(Case(f"ConvGrad_{name}", "ConvGrad", [dy, x, w], expected, attributes, is_recorded=is_recorded))
+    return cases
+
+
+def _convolution() -> list[Case]:
+    draw = _rng(7)
+    cases = _conv_grads(
+        draw,
+        {
+            "plain": ((2, 2, 5, 4), (3, 2, 3, 2), 1, [1, 1], [1, 1], [0, 0, 0, 0]),
+            "strided": ((2, 2, 8, 7), (3, 2, 3, 2), 1, [2, 3], [1, 1], [1, 0, 0, 1]),
+            "dilated": ((1, 2, 7, 8), (2, 2, 2, 3), 1, [1, 2], [2, 1], [1, 1, 1, 1]),
+            "grouped": ((2, 4, 5, 5), (6, 2, 3, 3), 2, [2, 2], [1, 1], [1, 1, 1, 1]),
+        },
+    )
 
     x = draw(2, 3, 6, 6)
-    for name, kernel, strides, pads in (("plain", 2, 2, 0), ("overlapping", 3, 2, 1)):
-        pooled, indices = _max_pool(x, kernel, strides, pads)
+    for name, kernel, stride, pad in (("plain", 2, 2, 0), ("overlapping", 3, 2, 1)):
+        pooled, indices = _max_pool(x, kernel, stride, pad)
         dy = draw(*pooled.shape)
-        expected = gradient(lambda v, k=(kernel, strides, pads): _max_pool(v, *k)[0], x, dy)
-        attributes = {"kernel_shape": [kernel] * 2, "strides": [strides] * 2, "pads": [pads] * 4}
-        cases.append(Case(f"MaxPoolGrad_{name}", "MaxPoolGrad", [dy, indices], [expected], attributes, domain=""))
-    for name, size, kernel, strides, pads, include in (
+        dx = gradient(lambda v, k=(kernel, stride, pad): _max_pool(v, *k)[0], x, dy)
+        attributes: dict[str, Any] = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+        cases.append(Case(f"MaxPoolGrad_{name}", "MaxPoolGrad", [dy, indices], [dx], attributes, domain=""))
+    for name, size, kernel, stride, pad, include in (
         ("plain", 6, 2, 2, 0, 0), ("padded", 7, 3, 2, 1, 0), ("include", 7, 3, 2, 1, 1), ("remainder", 7, 2, 2, 0, 0),
     ):  # fmt: skip
         x = draw(2, 3, size, size)
-        settings = (kernel, strides, pads, include)
+        settings = (kernel, stride, pad, include)
         dy = draw(*_average_pool(x, *settings).shape)
-        expected = gradient(lambda v, s=settings: _average_pool(v, *s), x, dy)
-        attributes = {"kernel_shape": [kernel] * 2, "strides": [strides] * 2, "pads": [pads] * 4,
+        dx = gradient(lambda v, s=settings: _average_pool(v, *s), x, dy)
+        attributes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4,
                       "count_include_pad": include}  # fmt: skip
-        cases.append(Case(f"AveragePoolGrad_{name}", "AveragePoolGrad", [dy], [expected], attributes, domain=""))
+        cases.append(Case(f"AveragePoolGrad_{name}", "AveragePoolGrad", [dy], [dx], attributes, domain=""))
+    # With numbers of their own: those above are recorded.
+    others = {
+        "line": ((2, 4, 8), (4, 1, 2), 4, [3], [2], [1, 2]),
+        "space": ((2, 2, 4, 3, 5), (2, 1, 2, 1, 2), 2, [1, 2, 2], [2, 1, 3], [1, 0, 1, 0, 1, 0]),
+    }
+    return cases + _conv_grads(_rng(8), others, is_recorded=False)
+
+
+def _transposed_and_resized() -> list[Case]:
+    draw = _rng(12)
+    cases = []
+    transposed: dict[str, tuple[Any, ...]] = {
+        "plain": ((2, 3, 3, 4), (3, 2, 3, 2), (2, 2, 5, 5), {}),
+        "grouped": ((1, 4, 3, 3), (4, 2, 3, 3), (1, 4, 6, 7),
+                    {"group": 2, "strides": [2, 3], "pads": [1, 1, 0, 1], "output_padding": [0, 0]}),
+        "padded": ((2, 2, 3, 4), (2, 1, 2, 3), (2, 1, 8, 9),
+                   {"dilations": [2, 1], "strides": [2, 2], "pads": [0, 1, 0, 0], "output_padding": [1, 1]}),
+        "line": ((2, 4, 3), (4, 1, 2), (2, 2, 10), {"group": 2, "dilations": [2], "strides": [3], "pads": [0, 1],
+                                                   "output_padding": [2]}),
+        "space": ((1, 2, 2, 1, 2), (2, 1, 2, 2, 1), (1, 1, 3, 2, 3), {"strides": [1, 1, 2]}),
+    }  # fmt: skip
+    for name, (x_shape, w_shape, dy_shape, attributes) in transposed.items():
+        x, w, dy = draw(*x_shape), draw(*w_shape), draw(*dy_shape)
+        expected = [adjoint("ConvTranspose", [x, w], at, dy, **attributes) for at in (0, 1)]
+        expected.append(dy.sum((0, *range(2, dy.ndim))))
+        attributes |= {"kernel_shape": w_shape[2:]}
+        cases.append(Case(f"ConvTransposeGrad_{name}", "ConvTransposeGrad", [dy, x, w], expected, attributes,
+                          is_recorded=False))  # fmt: skip
+    resized: list[tuple[str, tuple[int, int], list[float] | None, dict[str, Any]]] = [
+        ("scales", (6, 10), [1, 1, 2, 2.5], {"mode": "linear"}),
+        ("sizes", (7, 3), None, {"mode": "linear", "coordinate_transformation_mode": "align_corners"}),
+        ("nearest", (6, 2), [1, 1, 2, 0.5], {"mode": "nearest", "nearest_mode": "floor"}),
+        ("cubic", (5, 9), None, {"mode": "cubic", "cubic_coeff_a": -0.5}),
+    ]
+    for name, size, scales, attributes in resized:
+        x, dy = draw(2, 2, 3, 4), draw(2, 2, *size)
+        factors = None if scales is None else np.array(scales, np.float32)
+        sizes = np.array(dy.shape) if scales is None else None
+        dx = adjoint("Resize", [x, None, factors, sizes], 0, dy, **attributes)
+        cases.append(Case(f"ResizeGrad_{name}", "ResizeGrad", [dy, x, None, factors], [dx], attributes,
+                          is_recorded=False))  # fmt: skip
     return cases
 
 
@@ -456,8 +558,14 @@ def _average_pool(x: Array, kernel: int, stride: int, pad: int, include: int) ->
 def _broadcasting() -> list[Case]:
     draw = _rng(8)
     cases = []
-    for name, a_shape, b_shape in (("same", (3, 4), (3, 4)), ("b", (2, 3, 4), (3, 1)), ("a", (1, 4), (5, 2, 4)),
-                                   ("both", (3, 1, 4), (2, 1)), ("scalar", (2, 3), ())):  # fmt: skip
+    operands: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = [
+        ("same", (3, 4), (3, 4)),
+        ("b", (2, 3, 4), (3, 1)),
+        ("a", (1, 4), (5, 2, 4)),
+        ("both", (3, 1, 4), (2, 1)),
+        ("scalar", (2, 3), ()),
+    ]
+    for name, a_shape, b_shape in operands:
         a, b = draw(*a_shape), np.asarray(draw(*b_shape) + 3, np.float32)
         dy = draw(*np.broadcast_shapes(a_shape, b_shape))
         expected = [gradient(lambda v, b=b: v / b, a, dy), gradient(lambda v, a=a: a / v, b, dy)]
@@ -518,6 +626,8 @@ CASES = [
     *_indexing(),
     *_normalization(),
     *_convolution(),
+    *_broadcast_gathers(),
+    *_transposed_and_resized(),
     *_broadcasting(),
     *_accumulation(),
 ]

@@ -73,8 +73,13 @@ void Run(const std::filesystem::path& model,
 }  // namespace
 
 int main(int argc, char** argv) {
+  const char* usage = "usage: run_model MODEL LIBRARY\n";
+  if (argc == 2 && std::string(argv[1]) == "--help") {
+    std::cout << usage;
+    return 0;
+  }
   if (argc != 3) {
-    std::cerr << "usage: run_model MODEL LIBRARY\n";
+    std::cerr << usage;
     return 2;
   }
   try {

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command-line arguments that the training examples share."""
 
-from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 from gpt.training import TRAINING_STEP
+from program import argument_parser
 
 
 def training_parser(description: str, *, steps: int, rows: int) -> ArgumentParser:
     """Return a parser of ``--model``, ``--steps`` and ``--rows`` with these defaults."""
-    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser = argument_parser(description)
     parser.add_argument("--model", type=existing_file, default=TRAINING_STEP, help="what export_gpt.py wrote")
     parser.add_argument("--steps", type=positive, default=steps, help=f"{steps} by default")
     parser.add_argument("--rows", type=positive, default=rows, help=f"of a batch; {rows} by default")

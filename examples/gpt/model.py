@@ -2,32 +2,15 @@
 """The GPT in PyTorch: what export_gpt.py exports and train_gpt.py compares with."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from onnx import ModelProto
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gpt import adamw
+from gpt.sizes import Sizes
 from gpt.text import VOCABULARY, Batch
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large a GPT is."""
-
-    context: int = 64
-    width: int = 32
-    heads: int = 4
-    layers: int = 2
-
-
-def sizes_of(model: ModelProto) -> Sizes:
-    """Return the sizes that export_gpt.py wrote among the model's metadata."""
-    properties = {each.key: each.value for each in model.metadata_props}
-    return Sizes(**{field.name: int(properties[field.name]) for field in fields(Sizes)})
 
 
 class Block(nn.Module):

@@ -5,16 +5,39 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 from onnx import ModelProto, numpy_helper
 
 from gpt.adamw import AdamW
+from gpt.sizes import sizes_of
+from lnbp_onnx import InvalidModelError
 
 TRAINING_STEP = Path(__file__).parent / "training_step.onnx"
 
 Tensors = dict[str, np.ndarray]
 # From a batch and the parameters to the loss and the gradients, each by its name in the model.
 Run = Callable[[Tensors], Tensors]
+
+
+def training_step(path: Path) -> ModelProto:
+    """Read a model that export_gpt.py wrote.
+
+    Raises:
+        InvalidModelError: Where it is another one.
+    """
+    try:
+        model = onnx.load(path)
+        sizes_of(model)
+    except OSError:
+        raise
+    except Exception as error:  # protobuf's of a file that is no model, and those of one without the sizes
+        raise InvalidModelError(f"{path} is no model that export_gpt.py wrote ({error}).") from error
+    names = {value.name for value in (*model.graph.input, *model.graph.output)}
+    missing = {"tokens", "targets", "loss", *(f"{name}.grad" for name in initial_parameters(model))} - names
+    if missing:
+        raise InvalidModelError(f"{path} is no model that export_gpt.py wrote (it lacks {', '.join(sorted(missing))}).")
+    return model
 
 
 def initial_parameters(model: ModelProto) -> Tensors:

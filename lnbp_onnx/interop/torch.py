@@ -5,28 +5,34 @@
 themselves, as physical models do for forces. `translation_table` is for those who call ``torch.onnx.export``.
 """
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 try:
-    import onnxscript
+    import onnxscript  # noqa: F401
     import torch
 except ImportError as error:
     raise ImportError(
-        "lnbp_onnx.interop.torch needs the packages torch and onnxscript (pip install 'lnbp-onnx[torch]')."
+        "lnbp_onnx.interop.torch needs the packages torch and onnxscript (run pip install '.[torch]' in the source "
+        "folder, or pip install 'lnbp-onnx[torch]' where a package index has lnbp-onnx)."
     ) from error
 
 from onnx import ModelProto
-from onnxscript import opset18 as op
 
-from lnbp_onnx import spec
+from lnbp_onnx.errors import InvalidModelError
+from lnbp_onnx.files.model_io import save_model
+from lnbp_onnx.files.new_files import kind_of
+from lnbp_onnx.interop.torch_call import Call
+from lnbp_onnx.interop.torch_check import check as check_model
+from lnbp_onnx.interop.torch_check import forward_results, joint_results
 from lnbp_onnx.interop.torch_onnx import to_onnx
-from lnbp_onnx.interop.torch_program import Call, DynamicShapes, forward_outputs, joint_outputs, trace
-from lnbp_onnx.model_io import save_model
-
-_lnbp = onnxscript.values.Opset(spec.DOMAIN, spec.OP_VERSION)
+from lnbp_onnx.interop.torch_outputs import forward_outputs, joint_outputs
+from lnbp_onnx.interop.torch_program import DynamicShapes, trace
+from lnbp_onnx.interop.torch_translations import layer_norm, layer_norm_backward
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -37,135 +43,154 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     wrongly where the input's type is not that of weight and bias, as under ``torch.autocast``.
     """
     return {
-        torch.ops.aten.native_layer_norm.default: _layer_norm,
-        torch.ops.aten.native_layer_norm_backward.default: _layer_norm_backward,
+        torch.ops.aten.native_layer_norm.default: layer_norm,
+        torch.ops.aten.native_layer_norm_backward.default: layer_norm_backward,
     }
 
 
 def export_joint(
     module: Any,
-    args: tuple[Any, ...],
+    args: tuple[Any, ...] = (),
     path: str | Path | None = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    loss_inputs: Mapping[str, Any] | None = None,
     dynamic_shapes: DynamicShapes = None,
     input_gradients: Sequence[str] = (),
+    seed: int | None = None,
+    check: bool = True,
 ) -> ModelProto:
     """Export a module's loss and the gradients of the loss as one ONNX model.
 
     The module returns the loss, a scalar: as a tensor, as the first element of a tuple or list, or as ``"loss"`` of a
     mapping. What else it returns becomes outputs too, under the mapping's keys or as ``output.1``, ``output.2``, ...
+    Of a module that returns none, `loss` computes it; then all that the module returns becomes outputs, named as by
+    `export`.
 
     The model's inputs are the tensors among the arguments, under the names of the parameters of ``module.forward``
     (a tensor inside a list or dict: ``name.0``, ``name.key``), then the module's parameters that require a gradient,
-    under their names in ``module.named_parameters()``. The latter have their present values as initializers, so
-    that a runtime uses these unless it is fed others. Parameters without a gradient and buffers are constants. The
-    outputs are ``loss``, the other outputs, ``NAME.grad`` for each parameter that requires a gradient and
-    ``NAME.grad`` for each of `input_gradients`. A parameter that the loss does not depend on has zeros, one that is
-    shared between modules has one gradient, under its first name.
+    under their names in ``module.named_parameters()``, and the buffers that the module updates. These two have their
+    present values as initializers, so that a runtime uses these unless it is fed others. Parameters without a
+    gradient and other buffers are constants. The outputs are ``loss``, the other outputs, ``NAME.grad`` for each
+    parameter that requires a gradient and each of `input_gradients`, and ``NAME.updated`` for each buffer that is
+    updated. A parameter that the loss does not depend on has zeros, one that is shared between modules has one
+    gradient, under its first name.
 
     Args:
-        module: A ``torch.nn.Module``. It is traced as it is: in evaluation mode or without dropout.
+        module: A ``torch.nn.Module``. It is traced as it is: in training mode what it drops, and all else that is
+            random, is drawn at each run.
         args: Example positional arguments of ``module.forward``. What is not a tensor is a constant of the model.
         path: Where to write the model, whole or not at all; with external data beside it from 2 GB on, which the
             returned model then refers to.
         kwargs: Example keyword arguments.
+        loss: Computes the loss, as ``loss(outputs, **loss_inputs)`` with what ``module.forward`` returns. Tensors that
+            it has itself, such as weights of classes, are constants.
+        loss_inputs: Example inputs of `loss` by name, such as targets. Those that are tensors are inputs of the model
+            under these names, which `dynamic_shapes` may have, too.
         dynamic_shapes: As for ``torch.export.export``, with a name in place of a ``torch.export.Dim`` where wanted:
             ``{"ids": {0: "batch"}, "targets": {0: "batch"}}``. Without it every size is that of the example.
         input_gradients: Names of inputs whose gradients are wanted too.
+        seed: What makes the random numbers of a session the same each time it is made; by default they are others.
+        check: Whether to compare the model, before it is written, with ``loss.backward()`` of the module itself on
+            the arguments. A warning says so where no runtime runs the model.
 
     Returns:
         The model; onnx's checker has passed it, if it is below 2 GB.
 
     Raises:
-        InvalidModelError: Where the module cannot be exported as asked, or `path` cannot be written.
+        InvalidModelError: Where the module cannot be exported as asked, the model does not compute what the module
+            does, or `path` cannot be written.
     """
-    call = Call(module, args, kwargs)
-    program = trace(call, partial(joint_outputs, input_gradients=input_gradients), dynamic_shapes)
-    return _written(to_onnx(program, translation_table(), list(call.trainable)), path)
+    target = _target(path, check, seed)
+    call = Call(module, args, kwargs, loss, loss_inputs)
+    function = partial(joint_outputs, input_gradients=input_gradients)
+    program = trace(call, function, call.trainable, dynamic_shapes)
+    model = to_onnx(program, translation_table(), seed)
+    if check:
+        check_model(program, model, partial(joint_results, input_gradients=input_gradients), function)
+    return _written(model, target)
 
 
 def export(
     module: Any,
-    args: tuple[Any, ...],
+    args: tuple[Any, ...] = (),
     path: str | Path | None = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: DynamicShapes = None,
     output_names: Sequence[str] | None = None,
+    seed: int | None = None,
+    check: bool = True,
 ) -> ModelProto:
     """Export a module as it is, where it may call ``torch.autograd.grad`` in its ``forward``.
 
     The gradients that it computes become part of the model, those of layer norms as LayerNormBackprop nodes. Inputs
-    are the tensors among the arguments, named as by `export_joint`; parameters and buffers are constants.
+    are the tensors among the arguments and the buffers that the module updates, named as by `export_joint`, as are
+    the outputs of their new values; parameters and other buffers are constants.
 
     Args:
-        module: A ``torch.nn.Module``. It is traced as it is: in evaluation mode or without dropout.
+        module: A ``torch.nn.Module``. It is traced as it is: in training mode what it drops, and all else that is
+            random, is drawn at each run.
         args: As for `export_joint`.
         path: As for `export_joint`.
         kwargs: As for `export_joint`.
         dynamic_shapes: As for `export_joint`.
         output_names: Names of the output tensors. By default ``output`` for one tensor, ``output.0``, ``output.1``,
             ... for a tuple or list, the keys for a mapping.
+        seed: As for `export_joint`.
+        check: Whether to compare the model, before it is written, with the module itself on the arguments. A warning
+            says so where no runtime runs the model.
 
     Returns:
         The model; onnx's checker has passed it, if it is below 2 GB.
 
     Raises:
-        InvalidModelError: Where the module cannot be exported as asked, or `path` cannot be written.
+        InvalidModelError: Where the module cannot be exported as asked, the model does not compute what the module
+            does, or `path` cannot be written.
     """
-    program = trace(Call(module, args, kwargs), partial(forward_outputs, output_names=output_names), dynamic_shapes)
-    return _written(to_onnx(program, translation_table(), []), path)
+    target = _target(path, check, seed)
+    call = Call(module, args, kwargs)
+    function = partial(forward_outputs, output_names=output_names)
+    program = trace(call, function, {}, dynamic_shapes)
+    model = to_onnx(program, translation_table(), seed)
+    if check:
+        check_model(program, model, partial(forward_results, output_names=output_names), function)
+    return _written(model, target)
 
 
-def _written(model: ModelProto, path: str | Path | None) -> ModelProto:
-    if path is not None:
-        save_model(model, Path(path), Path(path))
+def _target(path: Any, check: Any, seed: Any) -> Path | None:
+    """Return where the model is to be written; what cannot be is refused before the export, which takes long."""
+    if not isinstance(check, bool):
+        raise InvalidModelError(f"check is {check!r}; it must be True or False.")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31):
+        raise InvalidModelError(f"seed is {seed!r}; it must be an int from 0 to {2**31 - 1}, or None.")
+    if path is None:
+        return None
+    if not isinstance(path, str | Path):
+        raise InvalidModelError(f"path is of type {type(path).__name__}; it must be a str, a Path or None.")
+    if not os.path.basename(path):
+        raise InvalidModelError(f"path is {str(path)!r}, which names no file; give the name of a file.")
+    target = Path(path).absolute()
+    status = None
+    try:
+        folder = os.path.dirname(os.path.realpath(target))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            status = target.stat()
+    except (OSError, ValueError) as error:  # no permission, a name that is too long, one with NUL
+        raise InvalidModelError(f"path is {str(path)!r}, which cannot be written: {error}; give another.") from error
+    if status is not None and (kind := kind_of(status)) is not None:
+        raise InvalidModelError(f"path is {path}, which is {kind}; give the name of a file.")
+    if status is not None and not (status.st_mode & 0o222 and os.access(target, os.W_OK)):
+        raise InvalidModelError(f"path is {path}, which is read-only; make it writable, or give another.")
+    if not os.path.isdir(folder):
+        raise InvalidModelError(f"path is {path}, and {folder} is no folder; make it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidModelError(f"path is {path}, and {folder} cannot be written to; give a path in another folder.")
+    return target
+
+
+def _written(model: ModelProto, target: Path | None) -> ModelProto:
+    if target is not None:
+        save_model(model, target, target)
     return model
-
-
-def _layer_norm(
-    input: Any, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
-) -> Any:
-    """Translate ``aten.native_layer_norm``."""
-    axis = -len(normalized_shape)
-    parameter = bias if weight is None else weight
-    if weight is None:
-        weight = _ones(normalized_shape, input if parameter is None else parameter)
-    if parameter is None or parameter.dtype == input.dtype:
-        return op.LayerNormalization(input, weight, bias, axis=axis, epsilon=eps)
-    # torch computes in the wider type, that of the parameters.
-    y, mean, rstd = op.LayerNormalization(op.CastLike(input, parameter), weight, bias, axis=axis, epsilon=eps)
-    return op.CastLike(y, input), mean, rstd
-
-
-def _layer_norm_backward(
-    grad_out: Any,
-    input: Any,
-    normalized_shape: Sequence[int],
-    mean: Any,
-    rstd: Any,
-    weight: Any = None,
-    bias: Any = None,
-    output_mask: Sequence[bool] = (True, True, True),
-) -> Any:
-    """Translate ``aten.native_layer_norm_backward``, whose rstd holds the epsilon and is [..., 1] as mean is."""
-    if weight is None and bias is not None and output_mask[2]:
-        # The operator gives beta's gradient only beside gamma; a gamma of ones is what torch computes with.
-        weight = _ones(normalized_shape, bias)
-    return _lnbp.LayerNormBackprop(
-        input,
-        grad_out,
-        weight,
-        bias,
-        mean,
-        op.Reciprocal(op.Mul(rstd, rstd)),
-        begin_norm_axis=-len(normalized_shape),
-        use_affine=int(weight is not None),
-        epsilon=0.0,
-        use_stats=1,
-    )
-
-
-def _ones(shape: Sequence[int], like: Any) -> Any:
-    return op.Expand(op.CastLike(op.Constant(value_float=1.0), like), op.Constant(value_ints=list(shape)))

@@ -2,8 +2,9 @@
 """Traced torch programs as ONNX models with the names that users know."""
 
 import itertools
+import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -13,17 +14,24 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError
-from lnbp_onnx.inference import subgraphs_of
+from lnbp_onnx.files.model_io import check_model
+from lnbp_onnx.graphs.inference import subgraphs_of
 from lnbp_onnx.interop.torch_program import Program
-from lnbp_onnx.model_io import check_model
+from lnbp_onnx.interop.torch_random import ONNX_OPS
+from lnbp_onnx.interop.torch_translations import gradient_translations
+from lnbp_onnx.passes import OrtTrainingPass, ScatterPass
+from lnbp_onnx.training_ops import MICROSOFT_DOMAIN
+
+_WAY_OUT = "write that part of it otherwise, such as masked_select as torch.where"
 
 
 def to_onnx(
-    program: Program, translations: Mapping[Callable[..., Any], Callable[..., Any]], defaults: Sequence[str]
+    program: Program, translations: Mapping[Callable[..., Any], Callable[..., Any]], seed: int | None
 ) -> ModelProto:
-    """Return a program as a model whose inputs are its inputs and, with their values as initializers, `defaults`.
+    """Return a program as a model whose inputs are those of the call and ``program.variable``.
 
-    The program's other parameters and buffers are constants.
+    The latter have their values as initializers. The program's other parameters and buffers are constants. With a
+    `seed` what is drawn is the same in each session.
 
     Raises:
         InvalidModelError: Where the exporter lacks an operator or writes a wrong one.
@@ -31,10 +39,15 @@ def to_onnx(
     call = program.call
     try:
         exported = torch.onnx.export(
-            program.exported, dynamo=True, custom_translation_table=dict(translations), verbose=False
+            program.exported,
+            dynamo=True,
+            custom_translation_table={**translations, **gradient_translations()},
+            verbose=False,
         )
     except Exception as error:  # torch's exceptions have no common base but Exception
-        raise call.refusal(f"torch {torch.__version__} cannot write it as ONNX: {_innermost(error)}") from error
+        raise call.refusal(
+            f"torch {torch.__version__} cannot write it as ONNX: {str(_innermost(error)).rstrip('.')}", _WAY_OUT
+        ) from error
     model = exported.model
     ClearMetadataAndDocStringPass()(model)
     graph = model.graph
@@ -42,17 +55,34 @@ def to_onnx(
     _rename(graph, {**inputs, **dict(zip(program.output_names, graph.outputs, strict=True))})
     _rename_dims(graph, program.dims)
     _drop_unused_outputs(graph)
-    graph.inputs[:] = [inputs[name] for name in (*call.inputs, *defaults)]
+    OrtTrainingPass()(model)
+    if seed is not None:
+        _set_seeds(graph, seed)
+    graph.inputs[:] = [inputs[name] for name in (*call.inputs, *program.variable)]
     for name, tensor in {**call.constants, **call.trainable}.items():
         inputs[name].const_value = ir.tensor_adapters.TorchTensor(tensor.detach().cpu().contiguous(), name=name)
-        if name in defaults or inputs[name].uses():
+        if name in program.variable or inputs[name].uses():
             graph.register_initializer(inputs[name])
+    ScatterPass()(model)  # gradients of what is indexed add where an index repeats
     proto: ModelProto = ir.to_proto(model)
     try:
         check_model(proto)
     except InvalidModelError as error:
-        raise call.refusal(f"torch {torch.__version__} writes it as ONNX that is not valid: {error}") from error
+        raise call.refusal(
+            f"torch {torch.__version__} writes it as ONNX that is not valid: {str(error).rstrip('.')}",
+            f"where tensors of different types meet, give them one; or {_WAY_OUT}",
+        ) from error
     return proto
+
+
+def _set_seeds(graph: ir.Graph, seed: int) -> None:
+    """Give each node that draws a seed of its own, far from the others' and one that a float holds.
+
+    From seeds that are close to each other ONNX Runtime's generator makes numbers that are at first close, too.
+    """
+    nodes = [node for node in graph.all_nodes() if node.domain == "" and node.op_type in ONNX_OPS]
+    for node, high_bits in zip(nodes, random.Random(seed).sample(range(1, 1 << 24), len(nodes)), strict=True):
+        node.attributes["seed"] = ir.AttrFloat32("seed", float(high_bits << 7))
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -98,7 +128,7 @@ def _rename_dims(graph: ir.Graph, names: Mapping[str, str]) -> None:
 def _drop_unused_outputs(graph: ir.Graph) -> None:
     """Leave out the parameter gradients that nothing uses; the kernels then need not compute them."""
     for node in graph.all_nodes():
-        if node.op_identifier() == (spec.DOMAIN, spec.OP_TYPE, ""):
-            for output in node.outputs[1:]:
+        if node.domain in (spec.DOMAIN, MICROSOFT_DOMAIN):
+            for output in node.outputs[node.domain == spec.DOMAIN :]:  # LayerNormBackprop has its first one always
                 if not output.uses() and not output.is_graph_output():
                     output.name = ""

@@ -1,118 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
 """Torch modules as graphs of ATen operators in which gradients are ordinary nodes.
 
-What is not public interface of torch is used here alone, and is only this (read off torch 2.13):
+What is not public interface of torch is used in these modules alone, and is here only this (read off torch 2.13):
 
-- ``torch.fx.experimental.proxy_tensor.make_fx`` traces below autograd, so that what ``torch.autograd.grad`` executes
+- ``torch.fx.experimental.proxy_tensor.make_fx`` traces below autograd, so that what a backward pass executes
   becomes nodes, which ``torch.export`` cannot do. Its ``shape_env.guards`` are what it assumed of symbolic sizes.
+  ``decompose`` says what it decomposes.
+- ``torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode`` is what it raises where a number is asked for.
+- ``torch.fx.experimental._config.backed_size_oblivious`` lets it ask whether a size is 0 or 1, for the order of
+  elements in memory and the like, without an assumption; torch's exporter sets it too.
 - ``OpOverload._schema`` says which arguments an operator writes to.
+- ``SymNode._expr``, ``ShapeEnv.replace``, ``create_symboolnode`` and ``statically_known_true`` compare what two traces
+  assumed.
 - ``node.meta["val"]`` and its ``fake_mode``: the tensors with symbolic sizes that ``torch.export`` made for an input.
-- ``torch.utils._pytree``, with which ``torch.export`` takes arguments and results apart.
+- ``torch.compiler._is_compiling_flag`` and ``_is_exporting_flag`` are what ``torch.compiler.is_exporting()`` tells.
+- ``torch.utils._sympy.functions.Min`` is in what it assumed, too.
+- ``torch._decomp.get_decompositions``: more of torch's decompositions than ``torch.export`` has.
 """
 
-import inspect
+import contextlib
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
 from typing import Any, TypeAlias
 
+import sympy  # type: ignore[import-untyped]
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lnbp_onnx.errors import InvalidModelError
+from lnbp_onnx.interop.torch_call import Call, NamedTensors, joined, new_values
+from lnbp_onnx.interop.torch_gradients import gradient_decompositions
+from lnbp_onnx.interop.torch_outputs import refuse_clashes
+from lnbp_onnx.interop.torch_random import NORMAL, UNIFORM, Draws, random_decompositions
 
 try:
-    from torch.fx.experimental.proxy_tensor import make_fx
-    from torch.utils import _pytree as pytree
+    from torch.fx.experimental import _config as fx_config
+    from torch.fx.experimental.proxy_tensor import decompose, make_fx
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, statically_known_true
+    from torch.utils._sympy.functions import Min
 except ImportError as error:
     raise ImportError(
         f"torch {torch.__version__} lacks what lnbp_onnx.interop.torch uses: {error} (install torch 2.13)."
     ) from error
 
-LOSS = "loss"
+_NOT_THE_USERS = (Path(torch.__file__).parent, Path(__file__).parent, Path(contextlib.__file__))
+"""Where an error passes through on its way from a module."""
 
 DynamicShapes: TypeAlias = Mapping[str, Any] | Sequence[Any] | None
-_NamedTensors: TypeAlias = dict[str, Any]
 
-
-class Call:
-    """A module with the arguments that it is called with, and all of their tensors by name."""
-
-    def __init__(self, module: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> None:
-        if not isinstance(module, torch.nn.Module):
-            raise InvalidModelError(f"The module is of type {type(module).__name__}; it must be a torch.nn.Module.")
-        self.label = type(module).__name__
-        if not isinstance(args, tuple | list):
-            raise self.refusal(f"args is of type {type(args).__name__}; it must be a tuple, (x,) for one argument")
-        signature = inspect.signature(module.forward)
-        try:
-            bound = signature.bind(*args, **(kwargs or {}))
-        except TypeError as error:
-            raise self.refusal(f"the arguments do not fit forward{signature}: {error}") from error
-        self.arguments: dict[str, Any] = {}
-        for name, value in bound.arguments.items():
-            variadic = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-            self.arguments.update(value if variadic else {name: value})
-
-        self._module = module
-        # The same leaves in the same order as in `arguments`, in the form that the module is called with.
-        self._leaves, self._structure = pytree.tree_flatten((bound.args, bound.kwargs))
-        self._indices = [index for index, leaf in enumerate(self._leaves) if isinstance(leaf, torch.Tensor)]
-        paths = [path for path, _ in pytree.tree_flatten_with_path(self.arguments)[0]]
-        self.paths = [tuple(map(_key, paths[index])) for index in self._indices]
-        self.inputs: _NamedTensors = {
-            _joined(path): self._leaves[index] for path, index in zip(self.paths, self._indices, strict=True)
-        }
-        # A parameter that modules share is here once, under its first name; `run` puts it everywhere.
-        parameters = dict(module.named_parameters())
-        self.trainable: _NamedTensors = {name: each for name, each in parameters.items() if each.requires_grad}
-        self.constants: _NamedTensors = {name: each for name, each in parameters.items() if not each.requires_grad}
-        self.constants.update(module.named_buffers())
-        first_names = {each: name for name, each in (*self.trainable.items(), *self.constants.items())}
-        # By the names of all places that the module holds tensors in; a module with several names is there once.
-        self._places = {
-            name: first_names[each]
-            for prefix, part in module.named_modules()
-            for named in (part.named_parameters, part.named_buffers)
-            for name, each in named(prefix, recurse=False, remove_duplicate=False)
-        }
-        clashes = self.inputs.keys() & (self.trainable.keys() | self.constants.keys())
-        if clashes:
-            raise self.refusal(
-                f"{', '.join(map(repr, sorted(clashes)))} names both an argument of forward and a parameter or buffer",
-                "rename one of the two",
-            )
-        if not self.tensors:
-            raise self.refusal("there is no tensor among its arguments, parameters and buffers")
-
-    @property
-    def tensors(self) -> _NamedTensors:
-        """What a traced graph takes, in its order."""
-        return {**self.trainable, **self.constants, **self.inputs}
-
-    def run(self, tensors: _NamedTensors) -> Any:
-        """Call the module with other `tensors`, and leave it as it was."""
-        leaves = list(self._leaves)
-        for index, name in zip(self._indices, self.inputs, strict=True):
-            leaves[index] = tensors[name]
-        args, kwargs = pytree.tree_unflatten(leaves, self._structure)
-        state = {name: tensors[first] for name, first in self._places.items()}
-        before = [(vars(part), dict(vars(part))) for part in self._module.modules()]
-        try:
-            result = torch.func.functional_call(self._module, state, args, kwargs, tie_weights=False)
-        finally:
-            for attributes, values in before:  # for a module that keeps what it computed
-                attributes.clear()
-                attributes.update(values)
-        # In `state` is now what the module has had in these places at the end.
-        replaced = sorted(name for name, first in self._places.items() if state[name] is not tensors[first])
-        if replaced:
-            raise self.refusal(f"its forward replaces {', '.join(map(repr, replaced))}, which a model cannot do")
-        return result
-
-    def refusal(self, found: str, mend: str = "") -> InvalidModelError:
-        """Return the error that says what was found and how to mend it."""
-        return InvalidModelError(f"{self.label}: {found}{f' ({mend})' if mend else ''}.")
+_OF_NO_ACCOUNT = (
+    "_meta_registrations.py:calc_conv_nd_return_shape",
+    "_meta_registrations.py:meta_copy_",
+    "_meta_registrations.py:pool2d_shape_check",
+    "_meta_registrations.py:pool3d_shape_check",
+    "fake_impls.py:convert",
+)
+"""Functions of torch that ask for sizes only to refuse some, or for the order of elements in memory."""
 
 
 @dataclass(frozen=True)
@@ -122,148 +71,275 @@ class Program:
     call: Call
     exported: Any
     output_names: Sequence[str]
+    variable: NamedTensors
+    """The tensors whose values are not those of the module alone: inputs of the model, not constants."""
+    updated: Sequence[str]
+    """The buffers that the module updates; their new values are the last of the outputs."""
+    draws: Sequence[bool]
+    """Of each draw of random numbers, in their order, whether outputs depend on it."""
     dims: Mapping[str, str]
     """The names that the user gave to sizes, by the symbols that stand for them in the program."""
 
 
-_Function: TypeAlias = Callable[[Call, _NamedTensors], _NamedTensors]
+Function: TypeAlias = Callable[[Call, NamedTensors], NamedTensors]
 
 
-def trace(call: Call, function: _Function, dynamic_shapes: DynamicShapes) -> Program:
+def trace(call: Call, function: Function, variable: NamedTensors, dynamic_shapes: DynamicShapes) -> Program:
     """Trace a function of a call and of the tensors to call it with, which returns the outputs by name.
+
+    Of the call's parameters, `variable` are those that the program must not take for constants; the buffers that the
+    module updates are added to them.
 
     Raises:
         InvalidModelError: Where that is not possible.
     """
     shapes = [None] * (len(call.tensors) - len(call.inputs)) + _specs(call, dynamic_shapes)
     try:
-        with torch.inference_mode(False):  # what is made in that mode takes no part in autograd, ever
+        # What is made in inference mode takes no part in autograd, ever.
+        with torch.inference_mode(False), fx_config.patch(backed_size_oblivious=True):
             tensors = tuple(tensor.detach() for tensor in call.tensors.values())
-            graph, output_names = _trace_graph(call, function, _symbolic(tensors, shapes))
-            exported = torch.export.export(graph, tensors, dynamic_shapes=tuple(shapes), strict=False)
+            symbolic = _symbolic(tensors, shapes)
+            graph, output_names, updated = _trace_graph(call, function, symbolic)
+            variable = {**variable, **{name: call.buffers[name] for name in updated}}
+            _refuse_constants(call, graph, variable)
+            # With no limits of the sizes, which torch would take for a promise to serve all of them.
+            exported = torch.export.export(graph, tensors, dynamic_shapes=tuple(map(_dynamic, shapes)), strict=False)
+            _refuse_new_assumptions(call, exported, symbolic)
     except InvalidModelError:
         raise
     except Exception as error:  # torch's exceptions have no common base but Exception
-        reason = str(error).partition("\n\n")[0].rstrip(".")  # what follows is advice for those who debug torch
-        raise call.refusal(f"torch {torch.__version__} cannot trace it: {reason}") from error
+        raise _untraceable(call, error) from error
+    if call.left_out:
+        left_out = ", ".join(f"{name!r} of type {kind}" for name, kind in call.left_out.items())
+        warnings.warn(
+            f"{call.label}: forward returns {left_out}, which is no tensor, and no output of the model.", stacklevel=3
+        )
     dims = {}
     for node, shape in zip(_user_inputs(exported), shapes, strict=True):
         for axis, dim in (shape or {}).items():
             if isinstance(dim, torch.export.Dim):
                 dims[str(node.meta["val"].shape[axis])] = dim.__name__
-    return Program(call, exported, output_names, dims)
+    return Program(call, exported, output_names, variable, updated, _draws(exported.graph), dims)
 
 
-def forward_outputs(call: Call, tensors: _NamedTensors, output_names: Sequence[str] | None) -> _NamedTensors:
-    """Return what the module returns, by name."""
-    outputs = _named_outputs(call, _run(call, tensors))
-    if not outputs:
-        raise call.refusal("forward returns no tensor")
-    if output_names is None:
-        _refuse_clashes(call, list(outputs))
-        return outputs
-    if len(output_names) != len(outputs):
-        raise call.refusal(f"output_names has {len(output_names)} names and forward returns {len(outputs)} tensors")
-    _refuse_clashes(call, output_names)
-    return dict(zip(output_names, outputs.values(), strict=True))
+def _dynamic(shape: dict[int, Any] | None) -> dict[int, Any] | None:
+    return shape and {
+        axis: torch.export.Dim.DYNAMIC if isinstance(dim, torch.export.Dim) else dim for axis, dim in shape.items()
+    }
 
 
-def joint_outputs(call: Call, tensors: _NamedTensors, input_gradients: Sequence[str]) -> _NamedTensors:
-    """Return the loss, what else the module returns, and the gradients, by name."""
-    for name in input_gradients:
-        if name not in call.inputs or not call.inputs[name].is_floating_point():
-            allowed = [name for name, each in call.inputs.items() if each.is_floating_point()]
-            raise call.refusal(
-                f"input_gradients names {name!r}; it may name the inputs of floating-point type: "
-                f"{', '.join(map(repr, allowed)) or 'there are none'}"
-            )
-    wanted = {name: tensors[name].requires_grad_() for name in (*call.trainable, *input_gradients)}
-    if not wanted:
-        raise call.refusal(
-            "no parameter requires a gradient, and no input_gradients are asked for",
-            "call module.requires_grad_(), or name inputs",
+def _untraceable(call: Call, error: Exception) -> InvalidModelError:
+    """Return the refusal of what raised an error while it was traced, with the place outside of torch."""
+    files = [(each.filename, each.lineno) for each in traceback.extract_tb(error.__traceback__)]
+    own = [each for each in files if not any(Path(each[0]).is_relative_to(place) for place in _NOT_THE_USERS)]
+    place = f", at {own[-1][0]}:{own[-1][1]}" if own else ""
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return call.refusal(
+            f"Python takes a number from a tensor, with .item(), float() or if{place}, on which the result depends",
+            "use tensor operations in their place, such as torch.where, clamp and minimum, in forward and in hooks",
         )
-    result = _run(call, tensors)
-    outputs = _named_outputs(call, result)
-    loss = outputs.pop("loss" if isinstance(result, Mapping) else next(iter(outputs), ""), None)
-    if loss is None:
-        raise call.refusal("forward returns no loss: a tensor, the first element of a tuple, or 'loss' of a mapping")
-    if loss.dim() != 0:
-        raise call.refusal(f"the loss has shape {list(loss.shape)}; it must be a scalar", "take its mean() or sum()")
-    if not loss.requires_grad:
-        raise call.refusal("the loss depends on nothing that requires a gradient", "do not detach it")
-    gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True, materialize_grads=True)
-    for name, gradient in zip(wanted, gradients, strict=True):
-        if gradient.layout != torch.strided:
-            raise call.refusal(f"the gradient of {name!r} is sparse; it must be dense", "set sparse=False")
-    named_gradients = {f"{name}.grad": each for name, each in zip(wanted, gradients, strict=True)}
-    _refuse_clashes(call, [LOSS, *outputs, *named_gradients])
-    return {LOSS: loss, **outputs, **named_gradients}
+    reason = str(error).partition("\n\n")[0].rstrip(".")  # what follows is advice for those who debug torch
+    return call.refusal(
+        f"torch {torch.__version__} cannot trace it{place}: {type(error).__name__}: {reason}",
+        "see whether loss.backward() works with these arguments; if it does, let forward and hooks use the tensors "
+        "in torch operations alone, for while it is traced they have no data",
+    )
 
 
-def _refuse_clashes(call: Call, output_names: Sequence[str]) -> None:
-    clashes = sorted({name for name in output_names if name in call.tensors or output_names.count(name) > 1})
-    if clashes:
-        raise call.refusal(f"{', '.join(map(repr, clashes))} names an output and another value", "rename one")
-
-
-def _run(call: Call, tensors: _NamedTensors) -> Any:
-    # Fused attention and oneDNN's LSTM have backward operators that no exporter knows.
-    onednn = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            return call.run(tensors)
-    finally:
-        torch.backends.mkldnn.enabled = onednn
-
-
-def _trace_graph(call: Call, function: _Function, symbolic: Sequence[Any]) -> tuple[Any, list[str]]:
-    """Return the graph, which takes and gives tensors in order, and the names of its outputs."""
+def _trace_graph(call: Call, function: Function, symbolic: Sequence[Any]) -> tuple[Any, list[str], list[str]]:
+    """Return the graph, which takes and gives tensors in order, the names of its outputs, and the updated buffers."""
     output_names: list[str] = []
 
     def traced(*tensors: Any) -> list[Any]:
         named = {
-            name: tensor.detach().requires_grad_(original.requires_grad)
+            name: (tensor.clone() if name in call.buffers else tensor.detach()).requires_grad_(original.requires_grad)
             for (name, original), tensor in zip(call.tensors.items(), tensors, strict=True)
         }
         outputs = function(call, named)
         output_names[:] = outputs
-        return [tensor.detach() for tensor in outputs.values()]
+        buffers = (named[name] for name in call.buffers)  # themselves, where they still are what they were
+        return [
+            *(tensor.detach() for tensor in outputs.values()),
+            *(tensor.detach() if tensor.requires_grad else tensor for tensor in buffers),
+        ]
 
-    # Before tracing, which replaces in them what it assumes.
-    sizes = {
+    sizes = _named_sizes(call, symbolic)  # before tracing, which replaces in them what it assumes
+    shape_env = symbolic[0].fake_mode.shape_env
+    assumed_before = len(shape_env.guards)
+    draws = Draws(_draw)
+    decompositions = {**_decompositions(), **random_decompositions(draws)}
+    with torch.enable_grad(), _as_torch_exports(), draws.from_the_first():
+        graph = make_fx(traced, decomposition_table=decompositions, tracing_mode="symbolic")(*symbolic)
+    _refuse_assumptions(call, shape_env.guards[assumed_before:], sizes)
+    written = _written(graph)
+    names = dict(zip(_placeholders(graph), call.tensors, strict=True))
+    changed = sorted({names[node] for node in written if node in names})
+    if changed:
+        raise call.refusal(
+            f"its forward changes {', '.join(map(repr, changed))} in place, which a model cannot do",
+            "let forward change a copy, clone()",
+        )
+    if any(node.op == "get_attr" for node in written):
+        raise _refused_state(call, "a tensor in place")
+    random = {node.target for node in graph.graph.nodes if _is_random(node.target)} - {UNIFORM, NORMAL}
+    if random:
+        raise call.refusal(
+            f"it draws random numbers with {', '.join(sorted(map(str, random)))}, of which ONNX has none",
+            "draw with rand, randn, randint, randperm, bernoulli, normal, exponential_ or dropout, without generator=, "
+            "or call module.eval()",
+        )
+    updated = _keep_updated(call, graph, written)
+    refuse_clashes(call, [*output_names, *new_values(dict.fromkeys(updated))])
+    _restore_determinants(graph)
+    return graph, [*output_names, *new_values(dict.fromkeys(updated))], updated
+
+
+def _keep_updated(call: Call, graph: Any, written: set[Any]) -> list[str]:
+    """Leave those buffers among a graph's outputs that it updates, and only of these the copies that it works on."""
+    (output,) = graph.graph.find_nodes(op="output")
+    results = list(output.args[0])
+    first = len(results) - len(call.buffers)
+    placeholders = dict(zip(call.tensors, _placeholders(graph), strict=True))
+    updated = {}
+    for name, node in zip(call.buffers, results[first:], strict=True):
+        (copy,) = placeholders[name].users
+        if node is not copy or copy in written:
+            updated[name] = node
+        else:
+            copy.replace_all_uses_with(placeholders[name])
+            graph.graph.erase_node(copy)
+    output.args = ([*results[:first], *updated.values()],)
+    return list(updated)
+
+
+def _restore_determinants(graph: Any) -> None:
+    """Take determinants for what they are, of which tracing makes a factorisation too; its gradient alone needs it."""
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten._linalg_det.default and not any(
+            user.users for user in node.users if user.args[1] != 0
+        ):
+            with graph.graph.inserting_before(node):
+                determinant = graph.graph.call_function(torch.ops.aten.linalg_det.default, node.args)
+            for user in list(node.users):
+                user.replace_all_uses_with(determinant)
+                graph.graph.erase_node(user)
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _named_sizes(call: Call, symbolic: Sequence[Any]) -> dict[str, str]:
+    """Return what the user knows the symbols by, such as ``x.shape[0]``."""
+    return {
         str(size): f"{name}.shape[{axis}]"
         for name, tensor in reversed(list(zip(call.tensors, symbolic, strict=True)))
         for axis, size in enumerate(tensor.shape)
         if not isinstance(size, int)
     }
-    shape_env = symbolic[0].fake_mode.shape_env
-    assumed_before = len(shape_env.guards)
-    with torch.enable_grad():
-        graph = make_fx(traced, decomposition_table=_decompositions(), tracing_mode="symbolic")(*symbolic)
-    assumed = shape_env.guards[assumed_before:]
+
+
+def _refuse_assumptions(call: Call, guards: Iterable[Any], sizes: Mapping[str, str]) -> None:
+    assumed = [guard for guard in guards if not _is_of_no_account(guard)]
     if assumed:
-        conditions = {re.sub(r"\w+", lambda word: sizes.get(word[0], word[0]), str(each.expr)) for each in assumed}
+        conditions = {
+            re.sub(r"\w+", lambda word: sizes.get(word[0], word[0]), str(_plainly(each.expr))) for each in assumed
+        }
         raise call.refusal(
             f"what it computes depends on sizes that are dynamic: {', '.join(sorted(conditions))} was assumed",
             "in dynamic_shapes, give sizes that are always equal one name, a size that has a limit a "
             "torch.export.Dim(name, max=...), and leave out sizes that decide something",
         )
-    names = dict(zip(_placeholders(graph), call.tensors, strict=True))
-    changed = sorted({names[node] for node in _written(graph) if node in names})
-    if changed:
+
+
+def _refuse_new_assumptions(call: Call, exported: Any, symbolic: Sequence[Any]) -> None:
+    """Refuse what was assumed in the export of sizes and does not follow from what the user said of them."""
+    known, env = (each.fake_mode.shape_env for each in (symbolic[0], _user_inputs(exported)[0].meta["val"]))
+    # Of sizes that turned out to be equal one is left, under which each may appear; two names are not taken for one.
+    sizes: dict[Any, set[Any]] = {}
+    for node, old in zip(_user_inputs(exported), symbolic, strict=True):
+        for one, other in zip(node.meta["val"].shape, old.shape, strict=True):
+            if not isinstance(one, int) and not isinstance(other, int):
+                for size in (one.node._expr, env.replace(one.node._expr)):
+                    sizes.setdefault(size, set()).add(known.replace(other.node._expr))
+    same = {size: next(iter(others)) for size, others in sizes.items() if len(others) == 1}
+    guards = [guard._replace(expr=_plainly(guard.expr.xreplace(same))) for guard in env.guards]
+    unknown = [each for each in guards if not _is_known(known, each.expr)]
+    _refuse_assumptions(call, unknown, _named_sizes(call, symbolic))
+
+
+def _is_known(shape_env: Any, condition: Any) -> bool:
+    """Return whether a condition holds for all sizes that there may be, as torch can tell of each of alternatives."""
+    alternatives = condition.args if isinstance(condition, sympy.Or) else (condition,)
+    return any(statically_known_true(shape_env.create_symboolnode(each)) for each in alternatives)
+
+
+def _is_of_no_account(guard: Any) -> bool:
+    """Return whether what torch assumed of sizes changes nothing in what is computed.
+
+    That is so of some places, and of what holds for all dynamic sizes but 0 and 1, which torch takes for special where
+    it need not: what it does for the others is right for these too.
+    """
+    place = guard.sloc.framework_loc
+    if isinstance(place, traceback.FrameSummary) and f"{Path(place.filename).name}:{place.name}" in _OF_NO_ACCOUNT:
+        return True
+    sizes = {size: sympy.Symbol(size.name, integer=True, nonnegative=True) + 2 for size in guard.expr.free_symbols}
+    condition = guard.expr.xreplace(sizes)
+    if isinstance(condition, sympy.core.relational.Relational):
+        condition = condition.func(sympy.expand(condition.lhs - condition.rhs), 0)  # whose sign sympy can tell
+    return bool(condition == sympy.true)
+
+
+@contextlib.contextmanager
+def _as_torch_exports() -> Iterator[None]:
+    """Let ``torch.compiler.is_exporting()`` say so, by which modules leave out what is for eager runs, as caches.
+
+    What ``torch.compile`` made is taken as it was before.
+    """
+    flags = ("_is_compiling_flag", "_is_exporting_flag")
+    before = [getattr(torch.compiler, flag) for flag in flags]
+    try:
+        for flag in flags:
+            setattr(torch.compiler, flag, True)
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            setattr(torch.compiler, flag, value)
+
+
+def _plainly(condition: Any) -> Any:
+    """Return ``x <= 9`` for ``x == min(9, x)``."""
+    if isinstance(condition, sympy.Or):
+        return sympy.Or(*map(_plainly, condition.args))
+    for size, least in itertools.permutations(condition.args) if isinstance(condition, sympy.Eq) else ():
+        if isinstance(least, Min) and size in least.args:
+            return sympy.And(*(size <= each for each in least.args if each != size))
+    return condition
+
+
+def _refuse_constants(call: Call, graph: Any, variable: NamedTensors) -> None:
+    """Refuse a graph that has taken parameters which its inputs stand for for constants."""
+    names = {each.untyped_storage().data_ptr(): name for name, each in variable.items() if each.numel()}
+    constants = [attrgetter(node.target)(graph) for node in graph.graph.nodes if node.op == "get_attr"]
+    tensors = [each for each in constants if isinstance(each, torch.Tensor)]
+    for tensor in tensors:
+        if isinstance(tensor.grad, FakeTensor):  # of a leaf that only a checkpoint or another backward pass has met
+            tensor.grad = None
+    used = sorted({names[pointer] for each in tensors if (pointer := each.untyped_storage().data_ptr()) in names})
+    for name, tensor in call.rebound.items():
+        if any(tensor.untyped_storage().data_ptr() == each.untyped_storage().data_ptr() for each in tensors):
+            raise _refused_state(call, repr(name))
+    if used:
         raise call.refusal(
-            f"its forward changes {', '.join(map(repr, changed))} in place, which a model cannot do",
-            "for running statistics, put the normalisation in evaluation mode with eval()",
+            f"it uses {', '.join(map(repr, used))} past the attribute of that name, which the model's input stands for",
+            "in forward, take parameters from their modules, not from a list, a closure or another object",
         )
-    random = {str(node.target) for node in graph.graph.nodes if _is_random(node.target)}
-    if random:
-        raise call.refusal(
-            f"it draws random numbers ({', '.join(sorted(random))}), and its gradients would not be reproducible",
-            "call module.eval(), or set dropout to 0",
-        )
-    return graph, output_names
+
+
+def _refused_state(call: Call, found: str) -> InvalidModelError:
+    return call.refusal(
+        f"its forward changes {found}, which is no buffer, and a model would forget",
+        "make what the module remembers a buffer, with register_buffer()",
+    )
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
@@ -271,18 +347,36 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
 
     The exporter decomposes too, but not what it translates itself, and some of its translations are wrong in a graph
     of gradients: nll_loss_forward gives a total weight that nll_loss_backward must not divide by, copy does not
-    broadcast. The order of memory that empty_permuted adds to empty is nothing that ONNX knows.
+    broadcast, batch normalisation does not update its running statistics. The order of memory that empty_permuted adds
+    to empty is nothing that ONNX knows.
     """
     aten = torch.ops.aten
     decompositions = dict(torch.export.default_decompositions().items())
     del decompositions[aten.native_layer_norm_backward.default]
+    decompositions.update(torch._decomp.get_decompositions([aten._native_batch_norm_legit]))
     decompositions[aten.copy.default] = lambda self, src, _=False: src.to(self.dtype).expand(self.shape).clone()
     decompositions[aten.empty_permuted.default] = lambda size, _, **options: torch.empty(size, **options)
+    decompositions.update(gradient_decompositions())
     return decompositions
 
 
 def _is_random(target: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
+def _draw(kind: Any, size: Sequence[Any], dtype: Any, device: Any) -> Any:
+    """Make the node that draws."""
+    with decompose({}):
+        return kind(size, dtype=dtype, device=device)
+
+
+def _draws(graph: Any) -> list[bool]:
+    """Return of each draw whether the outputs of the graph depend on it."""
+    needed = set(graph.find_nodes(op="output"))
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return [node in needed for node in graph.nodes if node.target in (UNIFORM, NORMAL)]
 
 
 class _Identity(torch.nn.Module):  # type: ignore[misc]  # torch has no types where it is not installed
@@ -374,7 +468,7 @@ def _spec_at(call: Call, spec: Any, path: Sequence[Any], dims: dict[str, Any]) -
         spec = dict(enumerate(spec))
     if not isinstance(spec, Mapping) or not all(isinstance(axis, int) for axis in spec):
         raise call.refusal(
-            f"dynamic_shapes has {spec!r} for input {_joined(path)!r}; it must be a dict from axes to names or Dims, "
+            f"dynamic_shapes has {spec!r} for input {joined(path)!r}; it must be a dict from axes to names or Dims, "
             "or a tuple with one for each axis"
         )
     for dim in spec.values():
@@ -383,28 +477,3 @@ def _spec_at(call: Call, spec: Any, path: Sequence[Any], dims: dict[str, Any]) -
     return {
         axis: dims.setdefault(dim, torch.export.Dim(dim)) if isinstance(dim, str) else dim for axis, dim in spec.items()
     }
-
-
-def _named_outputs(call: Call, result: Any) -> _NamedTensors:
-    outputs = {}
-    if isinstance(result, Mapping):
-        result = dict(result)  # of a mapping's own type torch may know nothing
-    for path, leaf in pytree.tree_flatten_with_path(result)[0]:
-        keys = list(map(_key, path))
-        if not isinstance(result, Mapping):
-            keys.insert(0, "output")
-        name = ".".join(map(str, keys))
-        if isinstance(leaf, torch.Tensor):
-            outputs[name] = leaf
-        elif leaf is not None:
-            raise call.refusal(f"forward returns a {type(leaf).__name__} as {name!r}; it must be a tensor")
-    return outputs
-
-
-def _key(entry: Any) -> Any:
-    """Return what an entry of a pytree's path stands for: an index, a key or an attribute's name."""
-    return next(getattr(entry, name) for name in ("idx", "key", "name") if hasattr(entry, name))
-
-
-def _joined(path: Sequence[Any]) -> str:
-    return ".".join(map(str, path))

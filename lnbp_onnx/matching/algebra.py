@@ -7,15 +7,21 @@ they have rational exponents. Two polynomials that are equal as objects describe
 as far as the rules here go, which is enough to tell a gradient from what is none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from math import isqrt
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 _MOST_TERMS = 256
-# Exact coefficients grow with exponents.
+# Exact coefficients grow with exponents, and with each product.
 _LARGEST_EXPONENT = 64
+_MOST_BITS = 1 << 12
+# Of the atoms in a sum or a base, those in these included: comparing two may look at each of them.
+_MOST_ATOMS = 512
+# The same few monomials are asked about again and again.
+_KEPT_ANSWERS = 1 << 12
 
 
 class NotExpressibleError(Exception):
@@ -63,31 +69,40 @@ class Sum:
 class Base:
     """A polynomial of several terms that is raised to a power."""
 
-    terms: frozenset[tuple["Monomial", Fraction]]
+    terms: frozenset[tuple["Monomial", "Rational"]]
 
 
+Rational: TypeAlias = Fraction | int
+"""A number; a Fraction equals the int that it may be, and is several times slower."""
 Atom: TypeAlias = Leaf | Length | Sum | Base
-Monomial: TypeAlias = frozenset[tuple[Atom, Fraction]]
-Polynomial: TypeAlias = dict[Monomial, Fraction]
+Monomial: TypeAlias = frozenset[tuple[Atom, Rational]]
+Polynomial: TypeAlias = dict[Monomial, Rational]
 
 _ONE: Monomial = frozenset()
 
 
-def constant(value: Fraction | int) -> Polynomial:
+def constant(value: Rational) -> Polynomial:
     """Return a polynomial without atoms."""
-    return {_ONE: Fraction(value)} if value else {}
+    return {_ONE: _simple(value)} if value else {}
 
 
 def atom(value: Atom) -> Polynomial:
     """Return an atom as a polynomial."""
-    return {frozenset([(value, Fraction(1))]): Fraction(1)}
+    return {frozenset([(value, 1)]): 1}
 
 
-def constant_value(polynomial: Polynomial) -> Fraction | None:
+def constant_value(polynomial: Polynomial) -> Rational | None:
     """Return the value of a polynomial without atoms, None for another."""
     if not polynomial:
-        return Fraction(0)
-    return polynomial[_ONE] if set(polynomial) == {_ONE} else None
+        return 0
+    return polynomial.get(_ONE) if len(polynomial) == 1 else None
+
+
+def difference(a: Polynomial, b: Polynomial) -> Rational | None:
+    """Return a - b where that is a number, None otherwise."""
+    if a.keys() - {_ONE} != b.keys() - {_ONE} or any(a[each] != b[each] for each in b if each != _ONE):
+        return None
+    return a.get(_ONE, 0) - b.get(_ONE, 0)
 
 
 def length(symbol: Symbol) -> Polynomial:
@@ -95,6 +110,7 @@ def length(symbol: Symbol) -> Polynomial:
     return atom(Length(symbol)) if symbol.length is None else constant(symbol.length)
 
 
+@lru_cache(_KEPT_ANSWERS)
 def depends_on(value: Atom | Monomial) -> frozenset[Symbol]:
     """Return the symbols that an atom or a monomial varies with."""
     match value:
@@ -110,30 +126,46 @@ def depends_on(value: Atom | Monomial) -> frozenset[Symbol]:
             return frozenset().union(*(depends_on(each) for each, _ in value))
 
 
-def add(a: Polynomial, b: Polynomial, factor: Fraction | int = 1) -> Polynomial:
+def add(a: Polynomial, b: Polynomial, factor: Rational = 1) -> Polynomial:
     """Return a + factor * b."""
     total = dict(a)
-    for monomial, coefficient in b.items():
-        value = total.get(monomial, Fraction(0)) + factor * coefficient
-        if value:
-            total[monomial] = value
-        else:
-            total.pop(monomial, None)
-    return _limited(total)
+    _accumulate(total, b, factor)
+    return total
 
 
 def multiply(a: Polynomial, b: Polynomial) -> Polynomial:
     """Return a * b.
 
     Raises:
-        NotExpressibleError: Where the product has too many terms.
+        NotExpressibleError: Where the product has too many terms, or too many atoms in one.
     """
     total: Polynomial = {}
     for monomial_a, coefficient_a in a.items():
         for monomial_b, coefficient_b in b.items():
-            product = _product(monomial_a, monomial_b)
-            total = add(total, product, coefficient_a * coefficient_b)
+            _accumulate(total, _product(monomial_a, monomial_b), coefficient_a * coefficient_b)
     return total
+
+
+def _accumulate(total: Polynomial, terms: Polynomial, factor: Rational) -> None:
+    """Add factor * terms to a total in its place."""
+    for monomial, coefficient in terms.items():
+        value = _simple(total.get(monomial, 0) + factor * coefficient)
+        if value.numerator.bit_length() + value.denominator.bit_length() > _MOST_BITS:
+            raise NotExpressibleError
+        if value:
+            total[monomial] = value
+        else:
+            total.pop(monomial, None)
+    if len(total) > _MOST_TERMS:
+        raise NotExpressibleError
+
+
+def _is_small(exponent: Rational) -> bool:
+    return -_LARGEST_EXPONENT <= exponent <= _LARGEST_EXPONENT
+
+
+def _simple(value: Rational) -> Rational:
+    return value.numerator if value.denominator == 1 else value
 
 
 def divide(a: Polynomial, b: Polynomial) -> Polynomial:
@@ -142,10 +174,10 @@ def divide(a: Polynomial, b: Polynomial) -> Polynomial:
     Raises:
         NotExpressibleError: Where b is 0.
     """
-    return multiply(a, power(b, Fraction(-1)))
+    return multiply(a, power(b, -1))
 
 
-def power(polynomial: Polynomial, exponent: Fraction) -> Polynomial:
+def power(polynomial: Polynomial, exponent: Rational) -> Polynomial:
     """Return the polynomial to a power.
 
     Raises:
@@ -157,15 +189,16 @@ def power(polynomial: Polynomial, exponent: Fraction) -> Polynomial:
         for _ in range(exponent.numerator - 1):
             result = multiply(result, polynomial)
         return result
-    if exponent == 0 or abs(exponent) > _LARGEST_EXPONENT or not polynomial:
+    if exponent == 0 or not _is_small(exponent) or not polynomial:
         raise NotExpressibleError
     if len(polynomial) > 1:
-        return {frozenset([(Base(frozenset(polynomial.items())), exponent)]): Fraction(1)}
+        base = _of_few_atoms(Base(frozenset(polynomial.items())))
+        return _expanded({base: _simple(exponent)})
     [(monomial, coefficient)] = polynomial.items()
     if exponent.denominator != 1 and not _is_positive(monomial):
         raise NotExpressibleError
-    raised = frozenset((each, own * exponent) for each, own in monomial)
-    return {raised: _number_power(coefficient, exponent)}
+    raised = _expanded({each: _simple(own * exponent) for each, own in monomial})
+    return multiply(raised, {_ONE: _number_power(coefficient, exponent)})
 
 
 def sum_over(polynomial: Polynomial, symbols: Iterable[Symbol]) -> Polynomial:
@@ -173,7 +206,7 @@ def sum_over(polynomial: Polynomial, symbols: Iterable[Symbol]) -> Polynomial:
     total: Polynomial = {}
     wanted = frozenset(symbols)
     for monomial, coefficient in polynomial.items():
-        total = add(total, _sum_of_monomial(monomial, wanted), coefficient)
+        _accumulate(total, _sum_of_monomial(monomial, wanted), coefficient)
     return total
 
 
@@ -184,35 +217,60 @@ def _sum_of_monomial(monomial: Monomial, symbols: frozenset[Symbol]) -> Polynomi
         factor = multiply(factor, length(symbol))
     varying = symbols & depends_on(monomial)
     if not varying:
-        return multiply({monomial: Fraction(1)}, factor)
+        return multiply({monomial: 1}, factor)
     outside = frozenset(item for item in monomial if not depends_on(item[0]) & varying)
     inside = monomial - outside
     if len(inside) == 1:
         [(only, exponent)] = inside
         if isinstance(only, Sum) and exponent == 1:
-            return multiply({outside: Fraction(1)}, multiply(factor, atom(Sum(only.symbols | varying, only.monomial))))
-    return multiply({outside: Fraction(1)}, multiply(factor, atom(Sum(varying, inside))))
+            return multiply({outside: 1}, multiply(factor, atom(Sum(only.symbols | varying, only.monomial))))
+    return multiply({outside: 1}, multiply(factor, atom(_of_few_atoms(Sum(varying, inside)))))
 
 
 def _product(a: Monomial, b: Monomial) -> Polynomial:
+    if not a or not b:
+        return {a or b: 1}
     exponents = dict(a)
     for each, exponent in b:
-        exponents[each] = exponents.get(each, Fraction(0)) + exponent
-    if any(abs(exponent) > _LARGEST_EXPONENT for exponent in exponents.values()):
+        exponents[each] = _simple(exponents.get(each, 0) + exponent)
+    if len(exponents) > _MOST_ATOMS or not all(map(_is_small, exponents.values())):
         raise NotExpressibleError
-    whole = [
-        (each, exponent)
-        for each, exponent in exponents.items()
-        if isinstance(each, Base) and exponent > 0 and exponent.denominator == 1
-    ]
-    product: Polynomial = {
-        frozenset(item for item in exponents.items() if item[1] and item not in whole): Fraction(1),
-    }
+    return _expanded(exponents)
+
+
+def _expanded(exponents: Mapping[Atom, Rational]) -> Polynomial:
+    """Return a product of powers, with the whole positive powers of sums multiplied out."""
+    whole: list[tuple[Base, int]] = []
+    others: list[tuple[Atom, Rational]] = []
+    for each, exponent in exponents.items():
+        if isinstance(each, Base) and isinstance(exponent, int) and exponent > 0:
+            whole.append((each, exponent))
+        elif exponent:
+            others.append((each, exponent))
+    product: Polynomial = {frozenset(others): 1}
     for base, exponent in whole:
-        assert isinstance(base, Base)
-        for _ in range(exponent.numerator):
+        for _ in range(exponent):
             product = multiply(product, dict(base.terms))
     return product
+
+
+_Nested = TypeVar("_Nested", Sum, Base)
+
+
+def _of_few_atoms(nested: _Nested) -> _Nested:
+    """Return an atom that holds others, where these are few."""
+    pending: list[Atom] = [nested]
+    count = 0
+    while pending:
+        count += 1
+        if count > _MOST_ATOMS:
+            raise NotExpressibleError
+        match pending.pop():
+            case Sum(monomial=monomial):
+                pending += [each for each, _ in monomial]
+            case Base(terms=terms):
+                pending += [each for monomial, _ in terms for each, _ in monomial]
+    return nested
 
 
 def _is_positive(monomial: Monomial) -> bool:
@@ -227,17 +285,13 @@ def _is_positive(monomial: Monomial) -> bool:
     )
 
 
-def _number_power(value: Fraction, exponent: Fraction) -> Fraction:
+def _number_power(value: Rational, exponent: Rational) -> Rational:
     if exponent.denominator == 1:
-        return value**exponent.numerator
+        if (value.numerator.bit_length() + value.denominator.bit_length()) * abs(exponent.numerator) > _MOST_BITS:
+            raise NotExpressibleError
+        return _simple(Fraction(value) ** exponent.numerator)
     if exponent.denominator == 2 and value > 0:
         roots = isqrt(value.numerator), isqrt(value.denominator)
         if roots[0] ** 2 == value.numerator and roots[1] ** 2 == value.denominator:
-            return Fraction(*roots) ** exponent.numerator
+            return _simple(Fraction(*roots) ** exponent.numerator)
     raise NotExpressibleError
-
-
-def _limited(polynomial: Polynomial) -> Polynomial:
-    if len(polynomial) > _MOST_TERMS:
-        raise NotExpressibleError
-    return polynomial

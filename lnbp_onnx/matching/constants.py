@@ -1,65 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Constants of a graph, and what they are as tensors of the algebra."""
+"""The values of a graph that do not depend on its inputs."""
 
-import math
-from fractions import Fraction
-
-import numpy as np
 import onnx_ir as ir
 
-from lnbp_onnx.matching.algebra import constant
-from lnbp_onnx.matching.tensors import Lengths, Tensor, axis_of
+from lnbp_onnx.graphs.inference import constant_tensor
+from lnbp_onnx.matching.evaluate import can_evaluate, evaluate
+from lnbp_onnx.matching.literals import read_tensor
+from lnbp_onnx.matching.semantics import Infos, Known
 
-REAL_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
-
-_LARGEST_CONSTANT = 1 << 24
-_LONGEST_VECTOR = 64
+_DEEPEST_CONSTANT = 16
 
 
-def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
-    """Return the tensor of an initializer that no caller can replace, or of a Constant node."""
-    node = value.producer()
-    if node is not None and node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-        attribute = next(iter(node.attributes.values()), None)
-        if attribute is None or attribute.is_ref():
+class Constants:
+    """The constants of a graph, each read once; `infos` is what is known of the graph's values."""
+
+    def __init__(self, infos: Infos) -> None:
+        self._infos = infos
+        self._known: dict[ir.Value, Known | None] = {}
+
+    def get(self, value: ir.Value, depth: int = _DEEPEST_CONSTANT) -> Known | None:
+        """Return a constant's value where it is one that this package computes with, None otherwise."""
+        if value not in self._known:
+            self._known[value] = self._read(value, depth)
+        return self._known[value]
+
+    def _read(self, value: ir.Value, depth: int) -> Known | None:
+        tensor = constant_tensor(value)
+        if tensor is not None:
+            return read_tensor(tensor)
+        node = value.producer()
+        if node is None or not node.inputs or not depth or not can_evaluate(node):
             return None
-        if attribute.type == ir.AttributeType.TENSOR:
-            return attribute.as_tensor()
-        if attribute.name in ("value_float", "value_floats"):
-            return ir.tensor(np.array(attribute.value, np.float32))
-        if attribute.name in ("value_int", "value_ints"):
-            return ir.tensor(np.array(attribute.value, np.int64))
-        return None
-    if value.is_initializer() and not value.is_graph_input():
-        return value.const_value
-    return None
-
-
-def known_tensor(tensor: ir.TensorProtocol) -> Tensor | Lengths | None:
-    """Return a tensor of one number repeated, or a list of integers; None for any other."""
-    shape = tuple(tensor.shape.numpy())
-    size = math.prod(shape)
-    if size == 0 or size > _LARGEST_CONSTANT or isinstance(tensor, ir.ExternalTensor):
-        is_empty_vector = tensor.dtype == ir.DataType.INT64 and shape == (0,)
-        return Lengths(()) if is_empty_vector else None
-    if tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32):
-        if len(shape) > 1 or size > _LONGEST_VECTOR:
+        if node.op_type == "Shape":
+            return evaluate(node, [None], self._infos)
+        arguments = [None if each is None else self.get(each, depth - 1) for each in node.inputs]
+        if any(argument is None and each is not None for argument, each in zip(arguments, node.inputs, strict=True)):
             return None
-        return Lengths(tuple(map(int, tensor.numpy().reshape(-1))), is_scalar=not shape)
-    if tensor.dtype not in REAL_TYPES:
-        return None
-    array = tensor.numpy().reshape(-1)
-    first = array[0]
-    if not math.isfinite(float(first)) or array[-1] != first or not bool((array == first).all()):
-        return None
-    bits = 53 if tensor.dtype == ir.DataType.DOUBLE else 24
-    return Tensor(constant(_rational(float(first), bits)), tuple(map(axis_of, shape)))
-
-
-def _rational(value: float, bits: int) -> Fraction:
-    """Return the number; 1 / k, for an integer k, for the float that is nearest to it."""
-    if 0 < abs(value) < 1:
-        k = round(1 / value)
-        if abs(k) < 1 << (bits - 1) and abs(Fraction(value) * k - 1) <= Fraction(1, 1 << bits):
-            return Fraction(1, k)
-    return Fraction(value)
+        return evaluate(node, arguments, self._infos)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from lnbp_onnx.matching.algebra import Polynomial, Symbol, add, constant, divide, multiply, power, sum_over
-from lnbp_onnx.matching.frame import Frame
 from lnbp_onnx.matching.leaves import leaf
+from lnbp_onnx.matching.rows_and_columns import RowsAndColumns
 from lnbp_onnx.matching.tensors import Tensor, lengths_product
 
 TERMS = ("rstd * g", "rstd * mean(g)", "rstd * xhat * mean(g * xhat)")
@@ -27,22 +27,24 @@ class Definition:
     terms: tuple[Polynomial, ...]
 
 
-def mean_of(values: Polynomial, frame: Frame) -> Polynomial:
+def mean_of(values: Polynomial, layout: RowsAndColumns) -> Polynomial:
     """Return the mean over each row."""
-    return divide(sum_over(values, frame.norm), lengths_product([frame.norm]))
+    return divide(sum_over(values, layout.norm), lengths_product([layout.norm]))
 
 
-def centred(frame: Frame, mean: Polynomial | None) -> Polynomial:
+def centred(layout: RowsAndColumns, mean: Polynomial | None) -> Polynomial:
     """Return x less its mean, which is computed where it is not given."""
-    x = leaf("x", frame.labels)
-    return add(x, mean_of(x, frame) if mean is None else mean, -1)
+    x = leaf("x", layout.labels)
+    return add(x, mean_of(x, layout) if mean is None else mean, -1)
 
 
-def define(frame: Frame, d: Polynomial, gamma: Tensor | None, variance: Polynomial, epsilon: Fraction) -> Definition:
+def define(
+    layout: RowsAndColumns, d: Polynomial, gamma: Tensor | None, variance: Polynomial, epsilon: Fraction
+) -> Definition:
     """Return the operator's definition.
 
     Args:
-        frame: How rows and columns are indexed.
+        layout: How rows and columns are indexed.
         d: x less its mean.
         gamma: gamma, None where it scales by nothing.
         variance: The variance, given or computed.
@@ -52,18 +54,18 @@ def define(frame: Frame, d: Polynomial, gamma: Tensor | None, variance: Polynomi
         NotExpressibleError: Where a root cannot be taken.
     """
     rstd = power(add(variance, constant(epsilon)), Fraction(-1, 2))
-    dy = leaf("dy", frame.labels)
+    dy = leaf("dy", layout.labels)
     g = dy if gamma is None else multiply(dy, gamma.element)
-    projection = multiply(power(rstd, Fraction(3)), mean_of(multiply(g, d), frame))
+    projection = multiply(power(rstd, Fraction(3)), mean_of(multiply(g, d), layout))
     terms = (
         multiply(rstd, g),
-        add({}, multiply(rstd, mean_of(g, frame)), -1),
+        add({}, multiply(rstd, mean_of(g, layout)), -1),
         add({}, multiply(d, projection), -1),
     )
-    outputs = {"input_delta": (_total(terms), (*frame.lead, *frame.norm))}
+    outputs = {"input_delta": (_total(terms), (*layout.lead, *layout.norm))}
     if gamma is not None:
         kept = tuple(symbol for axis in gamma.axes for symbol in axis)
-        summed = [symbol for symbol in (*frame.lead, *frame.norm) if symbol not in kept]
+        summed = [symbol for symbol in (*layout.lead, *layout.norm) if symbol not in kept]
         outputs["gamma_delta"] = (sum_over(multiply(multiply(dy, d), rstd), summed), kept)
         outputs["beta_delta"] = (sum_over(dy, summed), kept)
     return Definition(outputs, terms)

@@ -1,51 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choosing which tensors of a graph may be a gradient's operands: by shape, and by what they are combined with."""
+"""The operands of a candidate as leaves of an evaluation, in one graph with rows and columns indexed in one way."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import onnx_ir as ir
 
 from lnbp_onnx.matching.algebra import Leaf, Polynomial, atom, power
-from lnbp_onnx.matching.evaluate import Constants, Evaluation
-from lnbp_onnx.matching.frame import Frame
-from lnbp_onnx.matching.gradient import Statistic
-from lnbp_onnx.matching.numbering import Numbering
+from lnbp_onnx.matching.known_graph import KnownGraph
+from lnbp_onnx.matching.operands import Operands
+from lnbp_onnx.matching.rows_and_columns import RowsAndColumns
 from lnbp_onnx.matching.tensors import Axis, Tensor
-from lnbp_onnx.matching.views import MOST_VIEWS, VIEWS, origins, producer, roots
-from lnbp_onnx.node import Dim, format_shape, may_match
-
-_COMBINING = frozenset({"Mul", "Div", "MatMul"})
-
-
-@dataclass(frozen=True, slots=True)
-class Roles:
-    """The operands chosen so far.
-
-    Attributes:
-        x: input_forward.
-        mean: The given mean.
-        statistic: What the given variance is had from.
-        dy: output_delta.
-        dy_axes: Which of x's axes those of `dy` are, None where they are the same.
-        gamma: gamma.
-        gamma_is_number: Whether gamma enters as the one number that all its elements are, not by name: a simplifier
-            has computed with it.
-    """
-
-    x: ir.Value
-    mean: ir.Value | None = None
-    statistic: Statistic | None = None
-    dy: ir.Value | None = None
-    dy_axes: tuple[int, ...] | None = None
-    gamma: ir.Value | None = None
-    gamma_is_number: bool = False
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether only gamma may be missing."""
-        return self.dy is not None and (self.mean is None or self.statistic is not None)
 
 
 def leaf(name: str, axes: Sequence[Axis], *, is_positive: bool = False) -> Polynomial:
@@ -53,218 +19,58 @@ def leaf(name: str, axes: Sequence[Axis], *, is_positive: bool = False) -> Polyn
     return atom(Leaf(name, frozenset(symbol for axis in axes for symbol in axis), is_positive))
 
 
+@dataclass(frozen=True, slots=True)
 class Leaves:
-    """The operands as leaves of an evaluation, in one graph with rows and columns indexed in one way."""
+    """What operands are as tensors of the algebra.
 
-    def __init__(self, frame: Frame, constants: Constants, numbering: Numbering) -> None:
-        self.frame = frame
-        self._constants = constants
-        self._infos = constants.infos
-        self._numbering = numbering
+    Attributes:
+        graph: What is known of the graph.
+        layout: How rows and columns are indexed.
+    """
 
-    # What is chosen, as polynomials
+    graph: KnownGraph
+    layout: RowsAndColumns
 
-    def tensors(self, roles: Roles) -> dict[ir.Value, Tensor]:
+    def tensors(self, operands: Operands) -> dict[ir.Value, Tensor]:
         """Return the chosen operands as leaves."""
-        labels = tuple(self.frame.labels)
-        leaves = {roles.x: Tensor(leaf("x", labels), labels)}
-        if roles.dy is not None:
-            order = roles.dy_axes or range(len(labels))
-            leaves[roles.dy] = Tensor(leaf("dy", labels), tuple(labels[index] for index in order))
-        gamma = self.gamma(roles)
-        if roles.gamma is not None and gamma is not None:
-            leaves[roles.gamma] = gamma
-        if roles.mean is not None:
-            leaves[roles.mean] = self._column("mean", roles.mean)
-        if roles.statistic is not None:
-            leaves[roles.statistic.value] = self._column("statistic", roles.statistic.value)
+        labels = self.layout.labels
+        leaves = {operands.x: Tensor(leaf("x", labels), labels)}
+        if operands.dy is not None:
+            order = operands.dy_axes or range(len(labels))
+            leaves[operands.dy] = Tensor(leaf("dy", labels), tuple(labels[index] for index in order))
+        gamma = self.gamma(operands)
+        if operands.gamma is not None and gamma is not None:
+            leaves[operands.gamma] = gamma
+        if operands.mean is not None:
+            leaves[operands.mean] = self._column("mean", operands.mean)
+        if operands.statistic is not None:
+            leaves[operands.statistic.value] = self._column("statistic", operands.statistic.value)
         return leaves
 
-    def gamma(self, roles: Roles) -> Tensor | None:
+    def gamma(self, operands: Operands) -> Tensor | None:
         """Return gamma as it enters."""
-        if roles.gamma is None:
+        if operands.gamma is None:
             return None
-        axes = self.frame.row_axes(self._infos[roles.gamma].shape or ())
+        axes = self.layout.row_axes(self.graph.infos[operands.gamma].shape or ())
         assert axes is not None
-        number = self._constants.get(roles.gamma)
-        if roles.gamma_is_number and isinstance(number, Tensor):
+        number = self.graph.constants.get(operands.gamma)
+        if operands.gamma_is_number and isinstance(number, Tensor):
             return Tensor(number.element, axes)
         return Tensor(leaf("gamma", axes), axes)
 
-    def mean(self, roles: Roles) -> Polynomial | None:
+    def mean(self, operands: Operands) -> Polynomial | None:
         """Return the given mean."""
-        return None if roles.mean is None else self._column("mean", roles.mean).element
+        return None if operands.mean is None else self._column("mean", operands.mean).element
 
-    def variance(self, roles: Roles) -> Polynomial | None:
+    def variance(self, operands: Operands) -> Polynomial | None:
         """Return the given variance."""
-        if roles.statistic is None:
+        if operands.statistic is None:
             return None
-        element = self._column("statistic", roles.statistic.value).element
-        exponent = {"variance": 1, "rstd": -2, "std": 2}[roles.statistic.kind]
+        element = self._column("statistic", operands.statistic.value).element
+        exponent = {"variance": 1, "rstd": -2, "std": 2}[operands.statistic.kind]
         return power(element, Fraction(exponent))
 
     def _column(self, name: str, value: ir.Value) -> Tensor:
-        axes = self.frame.column_axes(self._infos[value].shape or ())
+        axes = self.layout.column_axes(self.graph.infos[value].shape or ())
         assert axes is not None
         return Tensor(leaf(name, axes, is_positive=name == "statistic"), axes)
-
-    # What may be chosen
-
-    def given_mean(self, column: ir.Value) -> ir.Value | None:
-        """Return what has a mean's shape behind the column that is subtracted."""
-        return next((root for root in roots(column) if self.is_column(root)), None)
-
-    def extensions(self, evaluation: Evaluation, roles: Roles) -> Iterator[Roles]:
-        """Yield the roles with one more leaf: an operand of what is known already."""
-        if roles.mean is not None and roles.statistic is None:
-            for operand in self._operands(evaluation.nodes(), evaluation):
-                for statistic in self._statistics(operand):
-                    yield replace(roles, statistic=statistic)
-        if roles.dy is None:
-            for operand in self._operands(evaluation.nodes(), evaluation):
-                yield from self._with_dy(operand, roles)
-        elif roles.gamma is None:
-            yield from self.with_gamma(evaluation, roles)
-
-    def _with_dy(self, operand: ir.Value, roles: Roles) -> Iterator[Roles]:
-        """Yield the roles with dy, and with gamma where the operand is a product."""
-        for value, order in origins(operand, None):
-            product = producer(value, {"Mul"})
-            if product is None:
-                continue
-            for index in (0, 1):
-                scales = [root for root in roots(product.inputs[1 - index]) if self.is_scale(root)]
-                for dy, axes in self._matrices(product.inputs[index], order, roles.x):
-                    for gamma in scales:
-                        yield replace(roles, dy=dy, dy_axes=axes, gamma=gamma)
-            break
-        for dy, axes in self._matrices(operand, None, roles.x):
-            yield replace(roles, dy=dy, dy_axes=axes)
-
-    def with_gamma(self, evaluation: Evaluation, roles: Roles) -> Iterator[Roles]:
-        """Yield the roles with gamma: what known values are multiplied with, or what the forward operator has."""
-        forward = None if roles.mean is None else producer(roles.mean, {"LayerNormalization"})
-        scale = None if forward is None else forward.inputs[1]
-        for gamma in self.scales(evaluation):
-            yield replace(roles, gamma=gamma)
-        if scale is not None and self.is_scale(scale):
-            yield replace(roles, gamma=scale)
-        if scale is not None and isinstance(self._constants.get(scale), Tensor):
-            yield replace(roles, gamma=scale, gamma_is_number=True)
-
-    def scales(self, evaluation: Evaluation) -> Iterator[ir.Value]:
-        """Yield what may be gamma of what known values are multiplied with."""
-        seen: set[ir.Value] = set()
-        for operand in self._operands(evaluation.nodes(newest_first=True), evaluation):
-            for root in roots(operand):
-                if root not in seen and self.is_scale(root):
-                    seen.add(root)
-                    yield root
-
-    def doubts(self, evaluation: Evaluation, x: ir.Value) -> Iterator[str]:
-        """Yield of what might be dy by all that is known that its shape is not known to be x's."""
-        dims, element_type = self.frame.dims, self._infos[x].element_type
-        for operand in self._operands(evaluation.nodes(), evaluation):
-            for value in roots(operand):
-                info = self._infos[value]
-                shape = info.shape or ()
-                if info.element_type != element_type or not may_match(shape, dims):
-                    continue
-                # What may be broadcast to x is no gradient.
-                if self.frame.matrix_axes(shape, None) is None and not any(
-                    a != b and a == 1 for a, b in zip(shape, dims, strict=True)
-                ):
-                    yield (
-                        f"{value.name!r} has shape {format_shape(shape)}, which is not known to be that of {x.name!r}, "
-                        f"{format_shape(dims)} (name equal lengths alike in the model)"
-                    )
-
-    def is_scale(self, value: ir.Value) -> bool:
-        """Return whether a value may be gamma; a single number is a constant factor."""
-        shape = self._infos[value].shape
-        is_number = shape is not None and all(dim == 1 for dim in shape) and self._constants.get(value) is not None
-        return self._fits(value, self.frame.row_axes) and not is_number
-
-    def _operands(self, nodes: Iterable[ir.Node], evaluation: Evaluation) -> Iterator[ir.Value]:
-        """Yield what known values are multiplied with or divided by; what is constant comes last."""
-        seen: set[int] = set()
-        constants = []
-        for node in nodes:
-            if node.op_type not in _COMBINING or node.domain not in ("", "ai.onnx"):
-                continue
-            for operand in node.inputs:
-                if operand is None or (number := self._numbering.number(operand)) in evaluation.known or number in seen:
-                    continue
-                seen.add(number)
-                if self._constants.get(operand) is None:
-                    yield operand
-                else:
-                    constants.append(operand)
-        yield from constants
-
-    def _statistics(self, operand: ir.Value) -> Iterator[Statistic]:
-        """Yield what the statistic behind a factor of the columns may be."""
-        value = operand
-        chain = [value]
-        for _ in range(2 * MOST_VIEWS):
-            node = producer(value, VIEWS | {"Sqrt", "Reciprocal", "Div", "Mul", "Pow", "Neg"})
-            if node is None:
-                break
-            others = [each for each in node.inputs if each is not None and self._constants.get(each) is None]
-            if len(others) != 1:
-                break
-            [value] = others
-            chain.append(value)
-            if node.op_type in ("Sqrt", "Pow"):
-                yield from self._variances(value)
-        for each in reversed(chain):
-            if self.is_column(each) and _may_be_positive(each):
-                yield Statistic(each, "rstd")
-                yield Statistic(each, "std")
-
-    def _variances(self, value: ir.Value) -> Iterator[Statistic]:
-        """Yield the variances in what a root is taken of: the variance itself, or with epsilon added."""
-        node = producer(value, {"Add", "Sum"})
-        for each in [*([] if node is None else node.inputs), value]:
-            if each is None or self._constants.get(each) is not None:
-                continue
-            root = next((root for root in roots(each) if self.is_column(root)), None)
-            if root is not None:
-                yield Statistic(root, "variance")
-
-    def is_column(self, value: ir.Value) -> bool:
-        """Return whether a value has a shape that the operator takes for a statistic."""
-        return self._fits(value, self.frame.column_axes)
-
-    def _fits(self, value: ir.Value, axes_of: Callable[[Sequence[Dim]], tuple[Axis, ...] | None]) -> bool:
-        shape = self._infos[value].shape
-        return shape is not None and axes_of(shape) is not None
-
-    def _matrices(
-        self, value: ir.Value | None, order: tuple[int, ...] | None, x: ir.Value
-    ) -> list[tuple[ir.Value, tuple[int, ...] | None]]:
-        """Return what may be dy behind a value, with which of x's axes its own are; in x's order first."""
-        found: list[tuple[ir.Value, tuple[int, ...] | None]] = []
-        for origin, axes in origins(value, order):
-            info = self._infos[origin]
-            if origin is x or info.element_type != self._infos[x].element_type or info.shape is None:
-                continue
-            if self.frame.matrix_axes(info.shape, axes) is not None:
-                found.insert(0, (origin, axes))
-        return sorted(found, key=lambda item: item[1] is not None)
-
-
-def _may_be_positive(value: ir.Value) -> bool:
-    """Return whether a statistic is positive as far as its producers tell; one that is handed in is."""
-    for _ in range(2 * MOST_VIEWS):
-        node = value.producer()
-        if node is not None and node.domain not in ("", "ai.onnx"):
-            return False
-        if node is None or node.op_type in ("Sqrt", "Exp"):
-            return True
-        if node.op_type == "LayerNormalization":
-            return value.index() == 2  # InvStdDev; Mean is as good a column
-        if node.op_type not in VIEWS | {"Reciprocal"} or node.inputs[0] is None:
-            return False
-        value = node.inputs[0]
-    return False

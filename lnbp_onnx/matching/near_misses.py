@@ -1,31 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Telling a person why what looks like a layer-norm gradient is none."""
 
-import onnx_ir as ir
-
 from lnbp_onnx.matching.algebra import Leaf, Monomial, Sum
 from lnbp_onnx.matching.definition import TERMS, Definition
-from lnbp_onnx.matching.evaluate import Evaluation
-from lnbp_onnx.matching.frame import Frame
-from lnbp_onnx.matching.numbering import Numbering
+from lnbp_onnx.matching.evaluation import Evaluation
+from lnbp_onnx.matching.gradient import NearMiss
+from lnbp_onnx.matching.rows_and_columns import RowsAndColumns
 
 
-def explain(
-    evaluation: Evaluation, definition: Definition, frame: Frame, numbering: Numbering
-) -> list[tuple[int, str]]:
-    """Return what stops values that are not far from input_delta, each with how near it is; none where nothing is."""
-    row_sum = find_row_sum(evaluation, frame)
+def explain(evaluation: Evaluation, definition: Definition, layout: RowsAndColumns) -> list[NearMiss]:
+    """Return what stops values that are not far from input_delta; none where nothing is."""
+    row_sum = find_row_sum(evaluation, layout)
     if row_sum is None:
         return []
     reasons = [
         (
             0,
-            f"{_name(numbering.node(row_sum))!r} sums products of input and gradient over each row, but nothing equal "
+            f"{_name(evaluation, row_sum)!r} sums products of input and gradient over each row, but nothing equal "
             "to input_delta follows",
         )
     ]
     for number, tensor in evaluation.tensors():
-        if not any(_is_row_sum(monomial, frame) and "x" in _leaves(monomial) for monomial in tensor.element):
+        if not any(_is_row_sum(monomial, layout) and "x" in _leaves(monomial) for monomial in tensor.element):
             continue
         wrong = [
             name
@@ -35,25 +31,27 @@ def explain(
         if len(wrong) == len(TERMS):
             continue
         found = "it differs in " + " and ".join(wrong) if wrong else "it has other terms beside it"
-        reasons.append((4 - len(wrong), f"{_name(numbering.node(number))!r} is not input_delta: {found}"))
-    return reasons
+        reasons.append((4 - len(wrong), f"{_name(evaluation, number)!r} is not input_delta: {found}"))
+    region = frozenset(evaluation.known)
+    return [NearMiss(closeness, reason, region) for closeness, reason in reasons]
 
 
-def find_row_sum(evaluation: Evaluation, frame: Frame) -> int | None:
+def find_row_sum(evaluation: Evaluation, layout: RowsAndColumns) -> int | None:
     """Return a value with the sum of products of x and dy over each row, which input_delta needs and others do not."""
     for number, tensor in evaluation.tensors():
-        if any(_is_row_sum(monomial, frame) for monomial in tensor.element):
+        if any(_is_row_sum(monomial, layout) for monomial in tensor.element):
             return number
     return None
 
 
-def _name(node: ir.Node | None) -> str:
+def _name(evaluation: Evaluation, number: int) -> str:
+    node = evaluation.graph.numbering.node(number)
     return "" if node is None else node.outputs[0].name or ""
 
 
-def _is_row_sum(monomial: Monomial, frame: Frame) -> bool:
+def _is_row_sum(monomial: Monomial, layout: RowsAndColumns) -> bool:
     return any(
-        isinstance(each, Sum) and not each.symbols & set(frame.lead) and {"x", "dy"} <= _leaves(each.monomial)
+        isinstance(each, Sum) and not each.symbols & set(layout.lead) and {"x", "dy"} <= _leaves(each.monomial)
         for each, _ in monomial
     )
 

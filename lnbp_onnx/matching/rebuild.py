@@ -9,22 +9,20 @@ shapes.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from lnbp_onnx import spec
 from lnbp_onnx.body import build_body
 from lnbp_onnx.errors import LnbpError
-from lnbp_onnx.matching.constants import constant_tensor
-from lnbp_onnx.matching.gradient import Gradient, Statistic
-from lnbp_onnx.matching.numbering import Numbering
-from lnbp_onnx.matching.rules import Infos
+from lnbp_onnx.graphs.inference import constant_tensor
+from lnbp_onnx.matching.gradient import Gradient
+from lnbp_onnx.matching.operands import Operands, Statistic
+from lnbp_onnx.matching.semantics import Infos
+from lnbp_onnx.matching.value_numbering import ValueNumbering
+from lnbp_onnx.matching.views import producer
 from lnbp_onnx.node import attribute_protos, parse
-
-Inputs: TypeAlias = tuple[ir.Value | None, ...]
-"""The operator's inputs, in its order."""
 
 _DEEPEST_SHAPE = 8
 
@@ -41,8 +39,18 @@ class _Parts:
     epsilon: float
 
 
-def rebuilt(rstd: ir.Node, infos: Infos, opset: int, numbering: Numbering) -> Gradient | None:
-    """Return the gradient whose body has the node `rstd` as its reciprocal root, None where there is none."""
+def rebuilt(
+    rstd: ir.Node, infos: Infos, opset: int, numbering: ValueNumbering, look_ups: Iterator[object]
+) -> Gradient | None:
+    """Return the gradient whose body has the node `rstd` as its reciprocal root, None where there is none.
+
+    Args:
+        rstd: The node.
+        infos: What is known of the graph's values.
+        opset: The version of the default domain that they are written in.
+        numbering: The graph's numbers.
+        look_ups: One item for each body that may still be built and looked up; they are taken from it.
+    """
     for parts in _parts(rstd):
         for x, axis in _rows_of(parts.x):
             for dy, _ in _rows_of(parts.dy):
@@ -51,8 +59,13 @@ def rebuilt(rstd: ir.Node, infos: Infos, opset: int, numbering: Numbering) -> Gr
                     _stripped(parts.mean, ("Reshape", "Cast")),
                     _stripped(parts.variance, ("Reshape", "Cast")),
                 ):
-                    inputs = (x, dy, gamma, None, mean, variance)
-                    found = _look_up(inputs, axis, parts.epsilon, infos, opset, numbering)
+                    if next(look_ups, None) is None:
+                        return None
+                    statistic = None if variance is None else Statistic(variance, "variance")
+                    operands = Operands(x, dy, gamma, mean=mean, statistic=statistic)
+                    found = _look_up(
+                        Gradient(operands, axis, parts.epsilon, {}, is_shaped=True), infos, opset, numbering
+                    )
                     if found is not None:
                         return found
     return None
@@ -60,40 +73,31 @@ def rebuilt(rstd: ir.Node, infos: Infos, opset: int, numbering: Numbering) -> Gr
 
 def is_rstd(node: ir.Node) -> bool:
     """Return whether the node may be the reciprocal root of a body."""
-    return _is(node, "Reciprocal") and _is(_source(node, 0), "Sqrt")
+    return producer(node.outputs[0], {"Reciprocal"}) is node and producer(node.inputs[0], {"Sqrt"}) is not None
 
 
-def _look_up(
-    inputs: Inputs, axis: int, epsilon: float, infos: Infos, opset: int, numbering: Numbering
-) -> Gradient | None:
-    numbers, outputs = _follow_body(inputs, axis, epsilon, infos, opset, numbering)
-    if not outputs["input_delta"]:
+def _look_up(guess: Gradient, infos: Infos, opset: int, numbering: ValueNumbering) -> Gradient | None:
+    """Return a guess, which has no outputs yet, with those that the graph has; None where input_delta is not there."""
+    found = _follow_body(guess, infos, opset, numbering)
+    if not found.outputs["input_delta"]:
         return None
-    x, dy, gamma, _, mean, variance = inputs
-    assert x is not None
-    assert dy is not None
-    if gamma is not None and not outputs["beta_delta"]:
-        for beta in _shaped_like(dy):
-            shaped = (x, dy, gamma, beta, mean, variance)
-            numbers, again = _follow_body(shaped, axis, epsilon, infos, opset, numbering)
-            if again["beta_delta"]:
-                outputs, inputs = again, shaped
-                break
-    statistic = None if variance is None else Statistic(variance, "variance")
-    return Gradient(
-        x, dy, gamma, mean, statistic, axis, epsilon, outputs, beta=inputs[3], is_shaped=True, region=numbers
-    )
+    operands = guess.operands
+    if operands.gamma is not None and operands.dy is not None and not found.outputs["beta_delta"]:
+        for beta in _shaped_like(operands.dy):
+            again = _follow_body(replace(guess, operands=replace(operands, beta=beta)), infos, opset, numbering)
+            if again.outputs["beta_delta"]:
+                return again
+    return found
 
 
-def _follow_body(
-    inputs: Inputs, axis: int, epsilon: float, infos: Infos, opset: int, numbering: Numbering
-) -> tuple[frozenset[int], dict[str, tuple[ir.Value, ...]]]:
-    """Return the numbers of what the graph has of a body, and its values for each output."""
-    affine, stats = inputs[2] is not None, inputs[4] is not None
+def _follow_body(guess: Gradient, infos: Infos, opset: int, numbering: ValueNumbering) -> Gradient:
+    """Return a guess with its outputs and region: what the graph has of its body."""
+    inputs = guess.operands.inputs
+    affine, stats = guess.operands.gamma is not None, guess.operands.mean is not None
     try:
         node = parse(
             "",
-            attribute_protos(axis, affine, epsilon, stats),
+            attribute_protos(guess.axis, affine, guess.epsilon, stats),
             [None if value is None else infos[value] for value in inputs],
             (True, affine, affine),
         )
@@ -103,76 +107,75 @@ def _follow_body(
         counter = itertools.count()
         body = build_body(node, placeholders, opset, lambda name: f"{name}.{next(counter)}")
     except LnbpError:
-        return frozenset(), dict.fromkeys(spec.OUTPUT_NAMES, ())
+        return replace(guess, outputs=dict.fromkeys(spec.OUTPUT_NAMES, ()))
     numbers = {
         placeholder: numbering.number(value)
         for placeholder, value in zip(placeholders, inputs, strict=True)
         if placeholder is not None and value is not None
     }
     numbering.follow(body.nodes, numbers)
-    return frozenset(numbers.values()), {
+    outputs = {
         name: numbering.values(numbers[value]) if value is not None and value in numbers else ()
         for name, value in zip(spec.OUTPUT_NAMES, body.outputs, strict=True)
     }
+    return replace(guess, outputs=outputs, region=frozenset(numbers.values()))
 
 
 def _parts(rstd: ir.Node) -> Iterator[_Parts]:
     """Read the parts of a body off the factor c2 = rstd * (rstd * mean(g * d))."""
     root = rstd.outputs[0]
-    radicand = _source(rstd, 0)
-    assert radicand is not None
+    radicand = producer(rstd.inputs[0], {"Sqrt"})
+    if radicand is None:
+        return
     variance, epsilon = radicand.inputs[0], 0.0
-    addition = _source(radicand, 0)
-    if _is(addition, "Add"):
-        assert addition is not None
-        number = None if addition.inputs[1] is None else constant_tensor(addition.inputs[1])
+    addition = producer(variance, {"Add"})
+    if addition is not None and addition.inputs[1] is not None:
+        number = constant_tensor(addition.inputs[1])
         if number is not None and number.size == 1:
             variance, epsilon = addition.inputs[0], float(number.numpy().reshape(-1)[0])
     for c2 in _users(root, "Mul", 0):
-        inner = _source(c2, 1)
-        projection = _source(inner, 1)
-        if not _is(inner, "Mul") or inner is None or inner.inputs[0] is not root or projection is None:
+        inner = producer(c2.inputs[1], {"Mul"})
+        projection = None if inner is None or inner.inputs[0] is not root else inner.inputs[1]
+        mean = None if projection is None else projection.producer()
+        if mean is None or not mean.inputs:
             continue
-        q = _source(projection, 0)
+        q = producer(mean.inputs[0], {"Mul"})
         for d_c2 in _users(c2.outputs[0], "Mul", 1):
-            d, d_value = _source(d_c2, 0), d_c2.inputs[0]
-            if not _is(d, "Sub") or d is None or not _is(q, "Mul") or q is None or q.inputs[1] is not d_value:
+            d = producer(d_c2.inputs[0], {"Sub"})
+            if d is None or q is None or q.inputs[1] is not d.outputs[0]:
                 continue
             gamma = None
-            if _is(projection, "MatMul"):
-                weights = _source(projection, 1)
-                if weights is None or not _is(weights, "Div") or not _is(_source(weights, 0), "Reshape"):
+            if (product := producer(projection, {"MatMul"})) is not None:
+                weights = producer(product.inputs[1], {"Div"})
+                row = None if weights is None else producer(weights.inputs[0], {"Reshape"})
+                if row is None:
                     continue
-                gamma = weights.inputs[0].producer().inputs[0]  # type: ignore[union-attr]
-            dy = q.inputs[0]
-            assert dy is not None
-            once = _source(d, 0)
-            if _is(once, "Sub") and once is not None and once.inputs[0] is not None:
+                gamma = row.inputs[0]
+            x, dy = d.inputs[0], q.inputs[0]
+            if x is None or dy is None:
+                continue
+            once = producer(x, {"Sub"})
+            if once is not None and once.inputs[0] is not None:
                 yield _Parts(once.inputs[0], dy, gamma, None, None, epsilon)
-            if d.inputs[0] is not None:
-                yield _Parts(d.inputs[0], dy, gamma, d.inputs[1], variance, epsilon)
+            yield _Parts(x, dy, gamma, d.inputs[1], variance, epsilon)
 
 
 def _rows_of(value: ir.Value) -> Iterator[tuple[ir.Value, int]]:
     """Yield what a [rows, columns] view may be of, and the axis it is split at."""
-    node = value.producer()
-    if _is(node, "Flatten") and node is not None and node.inputs[0] is not None:
-        attribute = node.attributes.get("axis")
+    flatten = producer(value, {"Flatten"})
+    if flatten is not None:
+        attribute = flatten.attributes.get("axis")
         axis = 1 if attribute is None else attribute.as_int()
-        for each in _stripped(node.inputs[0], ("Cast",)):
-            assert each is not None
-            yield each, axis
-    for each in _stripped(value, ("Cast",)):
-        assert each is not None
-        yield each, 1
+        yield from ((each, axis) for each in _stripped(flatten.inputs[0], ("Cast",)) if each is not None)
+    yield from ((each, 1) for each in _stripped(value, ("Cast",)) if each is not None)
 
 
 def _stripped(value: ir.Value | None, op_types: tuple[str, ...]) -> list[ir.Value | None]:
     """Return the value without some or all of the operators on it, in the given order, the barest first."""
     found = [value]
     for op_type in op_types:
-        node = None if value is None else value.producer()
-        if _is(node, op_type) and node is not None:
+        node = producer(value, {op_type})
+        if node is not None:
             value = node.inputs[0]
             found.insert(0, value)
     return found
@@ -210,16 +213,9 @@ def _add_shape_sources(value: ir.Value | None, found: dict[ir.Value, None]) -> N
             pending += node.inputs
 
 
-def _source(node: ir.Node | None, index: int) -> ir.Node | None:
-    if node is None or index >= len(node.inputs):
-        return None
-    value = node.inputs[index]
-    return None if value is None else value.producer()
-
-
-def _is(node: ir.Node | None, op_type: str) -> bool:
-    return node is not None and node.op_type == op_type and node.domain in ("", "ai.onnx")
-
-
 def _users(value: ir.Value, op_type: str, index: int) -> list[ir.Node]:
-    return [node for node in value.consumers() if _is(node, op_type) and node.inputs[index] is value]
+    return [
+        node
+        for node in value.consumers()
+        if node.op_type == op_type and node.domain == "" and node.inputs[index] is value
+    ]

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Putting the operator in the place of what computes its outputs, and removing what nobody uses any more."""
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 from onnx import AttributeProto
 
 from lnbp_onnx import spec
-from lnbp_onnx.matching.gradient import Gradient, Statistic
+from lnbp_onnx.errors import InvalidNodeError
+from lnbp_onnx.graphs.inference import info_of
+from lnbp_onnx.graphs.replace import detach_unused, remove_nodes, take_over
+from lnbp_onnx.graphs.writer import Writer
+from lnbp_onnx.matching.gradient import Gradient
+from lnbp_onnx.matching.operands import Statistic
 from lnbp_onnx.matching.views import VIEWS
 from lnbp_onnx.node import BackpropNode, Dim, TensorInfo, attribute_protos, describe, parse
 
@@ -32,6 +36,7 @@ class Substitution:
         graph: The graph.
         infos: What is known of its values; what is known of new ones is added.
         owners: For each subgraph of the scope the node that holds it.
+        opset: The version of the default domain that the graph is written in.
         unique_name: Makes names unique.
     """
 
@@ -40,15 +45,31 @@ class Substitution:
         graph: ir.Graph,
         infos: dict[ir.Value, TensorInfo],
         owners: Mapping[ir.Graph, ir.Node],
+        opset: int,
         unique_name: Callable[[str], str],
     ) -> None:
         self._graph = graph
         self._infos = infos
         self._owners = owners
+        self._opset = opset
         self._unique_name = unique_name
         # A node inserted after another has its position and more, which orders as the nodes do.
         self._positions: dict[ir.Node, tuple[int, ...]] = {node: (index,) for index, node in enumerate(graph)}
         self._insertions = 0
+        self._output_indices: dict[ir.Value, list[int]] = {}
+        for index, output in enumerate(graph.outputs):
+            self._output_indices.setdefault(output, []).append(index)
+        self._removed: set[ir.Node] = set()
+
+    @property
+    def removed(self) -> Set[ir.Node]:
+        """The nodes that nobody uses any more, which `finish` removes."""
+        return self._removed
+
+    def finish(self) -> None:
+        """Remove what nobody uses any more: at once, as a removal looks at all of a graph's outputs."""
+        remove_nodes(self._removed)
+        self._removed.clear()
 
     def parse(self, gradient: Gradient) -> BackpropNode:
         """Read the node that a gradient would become.
@@ -56,14 +77,12 @@ class Substitution:
         Raises:
             InvalidNodeError: Where the specification refuses it.
         """
-        statistic = None if gradient.statistic is None else gradient.statistic.value
-        inputs = (gradient.x, gradient.dy, gradient.gamma, gradient.beta, gradient.mean, statistic)
-        infos = [None if value is None else self._infos[value] for value in inputs]
-        if gradient.dy_order is not None:
+        infos = [None if value is None else self._infos[value] for value in gradient.operands.inputs]
+        if gradient.operands.dy_axes is not None:
             infos[1] = infos[0]
         if infos[2] is not None and gradient.gamma_shape is not None:
             infos[2] = TensorInfo(infos[2].element_type, gradient.gamma_shape)
-        affine = gradient.gamma is not None
+        affine = gradient.operands.gamma is not None
         return parse(
             describe("", [value.name or "" for values in gradient.outputs.values() for value in values]),
             _attributes(gradient),
@@ -73,15 +92,7 @@ class Substitution:
 
     def apply(self, gradient: Gradient) -> ir.Node | None:
         """Replace what computes a gradient by the operator; return its node, None where nothing is gained."""
-        sources = (
-            gradient.x,
-            gradient.dy,
-            gradient.gamma,
-            gradient.beta,
-            gradient.mean,
-            None if gradient.statistic is None else gradient.statistic.value,
-        )
-        producers = [value.producer() for value in sources if value is not None]
+        producers = [value.producer() for value in gradient.operands.inputs if value is not None]
         last = max(
             (node for node in producers if node in self._positions),
             key=lambda node: self._positions[node],
@@ -96,31 +107,44 @@ class Substitution:
         origin_node = origin.producer()
         assert origin_node is not None
         label = origin_node.name or origin.name or spec.OP_TYPE
-        nodes: list[ir.Node] = []
+        writer = self._writer(label, origin_node)
         inputs = (
-            gradient.x,
-            self._in_order(gradient, label, nodes),
-            self._in_shape(gradient, label, nodes),
-            gradient.beta,
-            self._mean(gradient, label, nodes),
-            self._variance(gradient.statistic, label, nodes),
+            gradient.operands.x,
+            self._in_order(gradient, writer),
+            self._in_shape(gradient, writer),
+            gradient.operands.beta,
+            self._mean(gradient, writer),
+            self._variance(gradient.operands.statistic, writer),
         )
-        operator = self._operator(gradient, inputs, label, targets)
-        nodes.append(operator)
+        operator = self._operator(gradient, inputs, writer, targets)
+        nodes = writer.nodes
         renewed: dict[ir.Value, ir.Value] = {}
         for name, output in zip(spec.OUTPUT_NAMES, operator.outputs, strict=False):
-            renewed.update(self._copies(output, targets[name], nodes))
-        for node in nodes:
-            node.metadata_props.update(origin_node.metadata_props)
+            for target in targets[name]:
+                copies = self._writer(target.value.name or label, origin_node)
+                renewed[target.value] = self._copy(output, target, output in renewed.values(), copies)
+                nodes += copies.nodes
+        self._infos.update((value, info_of(value)) for node in nodes for value in node.outputs)
         self._insert(nodes, last, position)
         self._replace(renewed)
-        remove_unused(renewed)
+        self._removed.update(detach_unused(renewed))
         return operator
+
+    def _writer(self, label: str, origin: ir.Node) -> Writer:
+        return Writer(
+            label,
+            self._opset,
+            self._unique_name,
+            self._infos,
+            prefix=f"{label}/",
+            error=InvalidNodeError,
+            metadata=origin.metadata_props,
+        )
 
     def _targets(self, gradient: Gradient, name: str, position: tuple[int, ...]) -> list[_Target]:
         """Choose the values to replace, of those that are equal to an output."""
         # Where there is one row, beta_delta is dy.
-        equal = [value for value in gradient.outputs.get(name, ()) if value is not gradient.dy]
+        equal = [value for value in gradient.outputs.get(name, ()) if value is not gradient.operands.dy]
         wanted = self._reference_shape(gradient, name)
         exact = [value for value in equal if gradient.is_shaped or self._infos[value].shape == wanted]
         chosen: dict[ir.Value, _Target] = {}
@@ -156,123 +180,91 @@ class Substitution:
         return True
 
     def _reference_shape(self, gradient: Gradient, name: str) -> tuple[Dim, ...] | None:
-        like = gradient.x if name == "input_delta" else gradient.gamma
-        if name == "beta_delta" and gradient.beta is not None:
-            like = gradient.beta
+        like = gradient.operands.x if name == "input_delta" else gradient.operands.gamma
+        if name == "beta_delta" and gradient.operands.beta is not None:
+            like = gradient.operands.beta
             return self._infos[like].shape
         if name != "input_delta" and gradient.gamma_shape is not None:
             return gradient.gamma_shape
         return None if like is None else self._infos[like].shape
 
-    def _in_order(self, gradient: Gradient, label: str, nodes: list[ir.Node]) -> ir.Value:
+    def _in_order(self, gradient: Gradient, writer: Writer) -> ir.Value | None:
         """Return dy with its axes in x's order."""
-        if gradient.dy_order is None:
-            return gradient.dy
-        permutation = ir.AttrInt64s("perm", gradient.dy_order)
-        info = self._infos[gradient.x]
-        return self._step(nodes, "Transpose", [gradient.dy], f"{label}/output_delta", info, permutation)
+        dy, order = gradient.operands.dy, gradient.operands.dy_order
+        if dy is None or order is None:
+            return dy
+        shape = self._infos[gradient.operands.x].shape
+        return writer.op("Transpose", dy, name="output_delta", shape=shape, perm=list(order))
 
-    def _in_shape(self, gradient: Gradient, label: str, nodes: list[ir.Node]) -> ir.Value | None:
+    def _in_shape(self, gradient: Gradient, writer: Writer) -> ir.Value | None:
         """Return gamma in a shape that the operator takes."""
         shape = _reshape_target(gradient.gamma_shape)
-        if gradient.gamma is None or shape is None:
-            return gradient.gamma
-        info = TensorInfo(self._infos[gradient.gamma].element_type, gradient.gamma_shape)
-        return self._reshaped(nodes, gradient.gamma, shape, f"{label}/gamma", info)
+        if gradient.operands.gamma is None or shape is None:
+            return gradient.operands.gamma
+        return _reshaped(writer, gradient.operands.gamma, shape, "gamma", gradient.gamma_shape)
 
-    def _mean(self, gradient: Gradient, label: str, nodes: list[ir.Node]) -> ir.Value | None:
+    def _mean(self, gradient: Gradient, writer: Writer) -> ir.Value | None:
         """Return the mean, in float where the variance is computed in it: the two must have one type."""
-        if gradient.mean is None or gradient.statistic is None or gradient.statistic.kind == "variance":
-            return gradient.mean
-        return self._in_float(nodes, gradient.mean, f"{label}/mean")
+        mean, statistic = gradient.operands.mean, gradient.operands.statistic
+        if mean is None or statistic is None or statistic.kind == "variance":
+            return mean
+        return writer.in_float(mean, name="mean")
 
-    def _variance(self, statistic: Statistic | None, label: str, nodes: list[ir.Node]) -> ir.Value | None:
+    def _variance(self, statistic: Statistic | None, writer: Writer) -> ir.Value | None:
         """Return the variance, computed where only its root is at hand."""
         if statistic is None or statistic.kind == "variance":
             return None if statistic is None else statistic.value
         # The square of a half number is often none.
-        value = self._in_float(nodes, statistic.value, f"{label}/statistic")
-        info = self._infos[value]
+        value = writer.in_float(statistic.value, name="statistic")
+        shape = self._infos[statistic.value].shape
         if statistic.kind == "std":
-            return self._step(nodes, "Mul", [value, value], f"{label}/variance", info)
-        squared = self._step(nodes, "Mul", [value, value], f"{label}/rstd_squared", info)
-        return self._step(nodes, "Reciprocal", [squared], f"{label}/variance", info)
-
-    def _in_float(self, nodes: list[ir.Node], value: ir.Value, name: str) -> ir.Value:
-        """Return a value of a half type in float, any other one as it is."""
-        info = self._infos[value]
-        if info.element_type not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-            return value
-        to = ir.AttrInt64("to", ir.DataType.FLOAT)
-        return self._step(nodes, "Cast", [value], name, TensorInfo(ir.DataType.FLOAT, info.shape), to)
-
-    def _reshaped(
-        self, nodes: list[ir.Node], value: ir.Value, shape: tuple[int, ...], name: str, info: TensorInfo
-    ) -> ir.Value:
-        tensor = ir.AttrTensor("value", ir.tensor(np.array(shape, np.int64)))
-        vector_info = TensorInfo(ir.DataType.INT64, (len(shape),))
-        target = self._step(nodes, "Constant", [], f"{name}_shape", vector_info, tensor)
-        return self._step(nodes, "Reshape", [value, target], name, info)
-
-    def _step(
-        self,
-        nodes: list[ir.Node],
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        name: str,
-        info: TensorInfo,
-        *attributes: ir.Attr,
-    ) -> ir.Value:
-        output = self._new_value(self._unique_name(name), info)
-        nodes.append(ir.Node("", op_type, inputs, attributes, outputs=[output], name=output.name))
-        return output
+            return writer.op("Mul", value, value, name="variance", shape=shape)
+        squared = writer.op("Mul", value, value, name="rstd_squared", shape=shape)
+        return writer.op("Reciprocal", squared, name="variance", shape=shape)
 
     def _operator(
         self,
         gradient: Gradient,
         inputs: Sequence[ir.Value | None],
-        label: str,
+        writer: Writer,
         targets: Mapping[str, Sequence[_Target]],
     ) -> ir.Node:
         while inputs[-1] is None:
             inputs = inputs[:-1]
-        outputs = []
-        for name in spec.OUTPUT_NAMES:
-            if name != "input_delta" and not targets[name]:
-                outputs.append(ir.Value(name=""))
-                continue
-            like = gradient.x if name == "input_delta" else gradient.gamma
-            assert like is not None
-            info = TensorInfo(self._infos[like].element_type, self._reference_shape(gradient, name))
-            outputs.append(self._new_value(self._unique_name(f"{label}/{name}"), info))
-        while outputs[-1].name == "":
-            outputs.pop()
-        attributes = [ir.serde.deserialize_attribute(proto) for proto in _attributes(gradient).values()]
-        name = self._unique_name(f"{label}/{spec.OP_TYPE}")
-        return ir.Node(spec.DOMAIN, spec.OP_TYPE, inputs, attributes, outputs=outputs, name=name)
+        steps = [name if name == "input_delta" or targets[name] else "" for name in spec.OUTPUT_NAMES]
+        while not steps[-1]:
+            steps.pop()
+        likes = [
+            gradient.operands.x if name == "input_delta" else gradient.operands.gamma if name else None
+            for name in steps
+        ]
+        outputs = writer.ops(
+            spec.OP_TYPE,
+            *inputs,
+            outputs=steps,
+            element_type=[None if like is None else self._infos[like].element_type for like in likes],
+            domain=spec.DOMAIN,
+            **{name: ir.serde.deserialize_attribute(proto) for name, proto in _attributes(gradient).items()},
+        )
+        for name, output in zip(steps, outputs, strict=True):
+            shape = self._reference_shape(gradient, name)
+            output.shape = None if not name or shape is None else ir.Shape(shape)
+        return writer.nodes[-1]
 
-    def _copies(self, output: ir.Value, targets: Sequence[_Target], nodes: list[ir.Node]) -> dict[ir.Value, ir.Value]:
-        """Return what replaces each target: the output itself, once, copies and views of it."""
-        renewed: dict[ir.Value, ir.Value] = {}
-        for target in targets:
-            name, info = f"{target.value.name}/copy", self._infos[target.value]
-            if target.shape is not None:
-                renewed[target.value] = self._reshaped(nodes, output, target.shape, name, info)
-            elif output in renewed.values():
-                renewed[target.value] = self._step(nodes, "Identity", [output], name, info)
-            else:
-                renewed[target.value] = output
-        return renewed
+    def _copy(self, output: ir.Value, target: _Target, is_taken: bool, writer: Writer) -> ir.Value:
+        """Return what replaces a target: the output itself, once, copies and views of it."""
+        shape = self._infos[target.value].shape
+        if target.shape is not None:
+            return _reshaped(writer, output, target.shape, "copy", shape)
+        return writer.op("Identity", output, name="copy", shape=shape) if is_taken else output
 
     def _replace(self, renewed: Mapping[ir.Value, ir.Value]) -> None:
         for old, new in renewed.items():
             self._infos[new] = self._infos[old]
             take_over(old, new)
-        if not any(old.is_graph_output() for old in renewed):
-            return
-        for index, output in enumerate(self._graph.outputs):
-            if output in renewed:
-                self._graph.outputs[index] = renewed[output]
+            self._output_indices[new] = self._output_indices.pop(old, [])
+            for index in self._output_indices[new]:
+                self._graph.outputs[index] = new
 
     def _insert(self, nodes: Sequence[ir.Node], last: ir.Node | None, position: tuple[int, ...]) -> None:
         if last is not None:
@@ -282,13 +274,6 @@ class Substitution:
         self._insertions += 1
         for index, node in enumerate(nodes):
             self._positions[node] = (*position, -self._insertions, index)
-
-    def _new_value(self, name: str, info: TensorInfo) -> ir.Value:
-        value = ir.Value(name=name)
-        value.type = None if info.element_type is None else ir.TensorType(ir.DataType(info.element_type))
-        value.shape = None if info.shape is None else ir.Shape(info.shape)
-        self._infos[value] = info
-        return value
 
 
 def _derives_from(value: ir.Value, origins: Container[ir.Value]) -> bool:
@@ -302,41 +287,15 @@ def _derives_from(value: ir.Value, origins: Container[ir.Value]) -> bool:
     return False
 
 
-def take_over(old: ir.Value, new: ir.Value) -> None:
-    """Give a value's name, and its type and shape where it declares them, to another one, and its users."""
-    new.name = old.name
-    new.type = old.type or new.type
-    new.shape = old.shape if old.shape is not None else new.shape
-    for user, index in tuple(old.uses()):
-        user.replace_input_with(index, new)
-
-
-def remove_unused(values: Iterable[ir.Value]) -> None:
-    """Remove the nodes of values that nothing uses, and what only they used: nodes and initializers."""
-    pending = list(values)
-    removed: dict[ir.Graph, list[ir.Node]] = {}
-    while pending:
-        value = pending.pop()
-        if value.uses() or value.is_graph_output():
-            continue
-        node = value.producer()
-        if node is None:
-            if value.is_initializer() and not value.is_graph_input() and value.graph is not None:
-                value.graph.initializers.pop(value.name or "", None)
-            continue
-        if not isinstance(node.graph, ir.Graph) or any(each.uses() or each.is_graph_output() for each in node.outputs):
-            continue
-        pending += [source for source in node.inputs if source is not None]
-        for index in range(len(node.inputs)):
-            node.replace_input_with(index, None)
-        removed.setdefault(node.graph, []).append(node)
-    # One removal for all of a graph, as each looks at all of the graph's outputs.
-    for graph, nodes in removed.items():
-        graph.remove(nodes)
+def _reshaped(
+    writer: Writer, value: ir.Value, target: Sequence[int], name: str, shape: Sequence[Dim] | None
+) -> ir.Value:
+    return writer.op("Reshape", value, writer.ints(*target), name=name, shape=shape)
 
 
 def _attributes(gradient: Gradient) -> dict[str, AttributeProto]:
-    return attribute_protos(gradient.axis, gradient.gamma is not None, gradient.epsilon, gradient.statistic is not None)
+    affine, stats = gradient.operands.gamma is not None, gradient.operands.statistic is not None
+    return attribute_protos(gradient.axis, affine, gradient.epsilon, stats)
 
 
 def _reshape_target(shape: tuple[Dim, ...] | None) -> tuple[int, ...] | None:

@@ -134,7 +134,7 @@ def _reciprocal_length(symbol: Symbol) -> Polynomial:
     if symbol.length is not None:
         return constant(Fraction(1, symbol.length))
     [(monomial, _)] = length(symbol).items()
-    return {frozenset((each, -exponent) for each, exponent in monomial): Fraction(1)}
+    return {frozenset((each, -exponent) for each, exponent in monomial): 1}
 
 
 def reshape(tensor: Tensor, target: Sequence[int | Axis]) -> Tensor:

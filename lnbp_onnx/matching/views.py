@@ -15,7 +15,7 @@ MOST_VIEWS = 6
 def producer(value: ir.Value | None, op_types: Set[str]) -> ir.Node | None:
     """Return the node that computes a value where it is of one of these standard operators."""
     node = None if value is None else value.producer()
-    return node if node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types else None
+    return node if node is not None and node.domain == "" and node.op_type in op_types else None
 
 
 def roots(value: ir.Value | None) -> list[ir.Value]:

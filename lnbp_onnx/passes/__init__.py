@@ -4,7 +4,10 @@
 from lnbp_onnx.passes.decompose import DecomposePass, DecomposeResult
 from lnbp_onnx.passes.embed import EmbedPass, EmbedResult
 from lnbp_onnx.passes.fuse import Fused, FusePass, FuseResult, Missed
-from lnbp_onnx.passes.ort_training import OrtTrainingPass, OrtTrainingResult, Rewritten
+from lnbp_onnx.passes.gradient import GradientPass, GradientResult
+from lnbp_onnx.passes.in_turn import InTurn, InTurnResult
+from lnbp_onnx.passes.ort_training import OrtTrainingPass, OrtTrainingResult, Rewritten, held_training_ops
+from lnbp_onnx.passes.scatter import Scattered, ScatterPass, ScatterResult, scatter_reductions
 
 __all__ = [
     "DecomposePass",
@@ -14,8 +17,17 @@ __all__ = [
     "FusePass",
     "FuseResult",
     "Fused",
+    "GradientPass",
+    "GradientResult",
+    "InTurn",
+    "InTurnResult",
     "Missed",
     "OrtTrainingPass",
     "OrtTrainingResult",
     "Rewritten",
+    "ScatterPass",
+    "ScatterResult",
+    "Scattered",
+    "held_training_ops",
+    "scatter_reductions",
 ]

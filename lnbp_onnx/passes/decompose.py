@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lnbp_onnx import spec
-from lnbp_onnx.expand import check_version, expand
-from lnbp_onnx.operators import OPERATOR_ID, Operator, find_operators, scopes
-from lnbp_onnx.specialise import specialise_functions
+from lnbp_onnx.graphs.inference import Functions
+from lnbp_onnx.graphs.operators import OPERATOR_ID, Operator, find_operators, is_operator, scopes
+from lnbp_onnx.graphs.opsets import check_version
+from lnbp_onnx.graphs.specialise import specialise_functions
+from lnbp_onnx.passes.expand import expand
 
 
 @dataclass
@@ -40,26 +42,21 @@ class DecomposePass(ir.passes.InPlacePass):
         """Rewrite the model in place."""
         check_version(model)
         specialise_functions(model)
-        functions = list(model.functions.values())
+        functions = Functions(model.functions.values())
         decomposed: list[Operator] = []
+        modified = model.functions.pop(OPERATOR_ID, None) is not None
         for scope in scopes(model):
+            keeps_import = _has_others(scope.graph)
             operators = find_operators(scope, functions)
             if operators:
                 expand(operators, scope, model)
                 decomposed += operators
-        modified = bool(decomposed)
-        modified |= model.functions.pop(OPERATOR_ID, None) is not None
-        modified |= _remove_import(model)
+                modified = True
+            if not keeps_import:
+                modified |= scope.opset_imports.pop(spec.DOMAIN, None) is not None
         return DecomposeResult(model, modified, tuple(decomposed))
 
 
-def _remove_import(model: ir.Model) -> bool:
-    """Remove the operator's domain from the imports of all that does not use it any more."""
-    imported = {scope.graph: scope.opset_imports for scope in scopes(model)}
-    modified = False
-    for graph, opset_imports in imported.items():
-        used = any(node.domain == spec.DOMAIN for node in graph.all_nodes())
-        if not used and spec.DOMAIN in opset_imports:
-            del opset_imports[spec.DOMAIN]
-            modified = True
-    return modified
+def _has_others(graph: ir.Graph) -> bool:
+    """Return whether a graph has nodes of the operator's domain that are not the operator."""
+    return any(node.domain == spec.DOMAIN and not is_operator(node) for node in graph.all_nodes())

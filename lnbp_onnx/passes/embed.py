@@ -11,10 +11,13 @@ from onnx import TensorProto, helper
 
 from lnbp_onnx import spec
 from lnbp_onnx.body import block_size, build_body, is_whole
-from lnbp_onnx.expand import check_version, expand, import_default_domain, unique_names
+from lnbp_onnx.graphs.inference import Functions
+from lnbp_onnx.graphs.names import unique_names
+from lnbp_onnx.graphs.operators import OPERATOR_ID, Operator, Scope, find_operators, scopes
+from lnbp_onnx.graphs.opsets import check_version, import_default_domain
+from lnbp_onnx.graphs.specialise import specialise_functions
 from lnbp_onnx.node import BackpropNode, Dim, TensorInfo
-from lnbp_onnx.operators import OPERATOR_ID, Operator, Scope, find_operators, scopes
-from lnbp_onnx.specialise import specialise_functions
+from lnbp_onnx.passes.expand import expand
 
 _FUNCTIONS_IR_VERSION = 8
 
@@ -71,8 +74,8 @@ class EmbedPass(ir.passes.InPlacePass):
         functions = list(model.functions.values())
         specialise_functions(model)
         modified = functions != list(model.functions.values())
-        functions = list(model.functions.values())
-        found = [(scope, find_operators(scope, functions)) for scope in scopes(model)]
+        called = Functions(model.functions.values())
+        found = [(scope, find_operators(scope, called)) for scope in scopes(model)]
         if not any(operators for _, operators in found):
             return EmbedResult(model, modified or former is not None, (), ())
 

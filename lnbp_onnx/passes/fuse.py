@@ -6,18 +6,25 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lnbp_onnx import spec
-from lnbp_onnx.errors import InvalidNodeError
-from lnbp_onnx.expand import check_version, import_default_domain, names_in, unique_names
-from lnbp_onnx.inference import subgraphs_of
-from lnbp_onnx.matching import ort_training
-from lnbp_onnx.matching.calls import typed_scopes
+from lnbp_onnx.errors import InvalidModelError, InvalidNodeError
+from lnbp_onnx.graphs.inference import info_of, subgraphs_of
+from lnbp_onnx.graphs.names import names_in, unique_names
+from lnbp_onnx.graphs.operators import OPERATOR_ID, Scope, graphs_of
+from lnbp_onnx.graphs.opsets import DEFAULT_OPSET, check_version, import_default_domain
+from lnbp_onnx.graphs.replace import replace_nodes
+from lnbp_onnx.graphs.typed_scopes import typed_scopes
 from lnbp_onnx.matching.gradient import Gradient, NearMiss
-from lnbp_onnx.matching.numbering import Numbering
 from lnbp_onnx.matching.rebuild import is_rstd, rebuilt
 from lnbp_onnx.matching.search import Searcher
 from lnbp_onnx.matching.substitute import Substitution
+from lnbp_onnx.matching.value_numbering import ValueNumbering
+from lnbp_onnx.matching.views import producer
 from lnbp_onnx.node import TensorInfo
-from lnbp_onnx.operators import OPERATOR_ID, Scope, graphs_of
+from lnbp_onnx.training_ops import MICROSOFT_DOMAIN, TrainingOp, is_training_op, layer_norm, replacement
+
+# How many bodies are written to be looked up in a graph: a few for each reciprocal root that is one.
+_FEWEST_LOOK_UPS = 2000
+_NODES_FOR_A_LOOK_UP = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +106,20 @@ class FusePass(ir.passes.InPlacePass):
         modified = model.functions.pop(OPERATOR_ID, None) is not None
         fused: list[Fused] = []
         missed: list[Missed] = []
-        for scope, infos in typed_scopes(model):
+        for scope, infos in typed_scopes(model, _may_begin_gradient):
             fuser = _Fuser(scope, infos, model)
             fuser.run()
             fused += fuser.fused
             missed += fuser.missed
         return FuseResult(model, modified or bool(fused), tuple(fused), tuple(missed))
+
+
+def _may_begin_gradient(node: ir.Node) -> bool:
+    """Return whether the search may begin at the node: at a difference, a reciprocal root or a gradient operator."""
+    is_difference = node.op_type == "Sub" or (
+        node.op_type in ("Add", "Sum") and any(producer(value, {"Neg"}) is not None for value in node.inputs)
+    )
+    return is_difference or is_rstd(node) or node.op_type in layer_norm.OP_TYPES
 
 
 class _Fuser:
@@ -131,34 +146,45 @@ class _Fuser:
         if self.fused:
             self._scope.opset_imports.setdefault(spec.DOMAIN, spec.OP_VERSION)
             import_default_domain(self._scope.graph, self._model)
-        if any(each.form in ort_training.OP_TYPES for each in self.fused) and not any(
-            node.domain == ort_training.DOMAIN for node in self._scope.graph.all_nodes()
+        if any(each.form in layer_norm.OP_TYPES for each in self.fused) and not any(
+            node.domain == MICROSOFT_DOMAIN for node in self._scope.graph.all_nodes()
         ):
-            self._scope.opset_imports.pop(ort_training.DOMAIN, None)
+            self._scope.opset_imports.pop(MICROSOFT_DOMAIN, None)
 
     def _import_operators(self, graph: ir.Graph, place: str) -> None:
-        for node in [node for node in graph if ort_training.is_gradient(node)]:
-            if node.op_identifier() in self._model.functions:
+        opset = self._scope.opset_imports.get("", DEFAULT_OPSET)
+        replacements = []
+        for node in graph:
+            if not is_training_op(node, layer_norm.OP_TYPES, self._model):
                 continue
-            form = node.op_type
             try:
-                self.fused.append(Fused(ort_training.replace(node, self._infos, self._unique_name), place, form))
-            except InvalidNodeError as error:
+                replaced = replacement(TrainingOp(node, self._infos, opset, self._unique_name))
+            except (InvalidModelError, InvalidNodeError) as error:
                 self._miss(place, node, str(error))
+                continue
+            replacements.append(replaced)
+            self.fused.append(Fused(replaced.nodes[-1], place, node.op_type))
+        replace_nodes(replacements)
+        for each in replacements:
+            self._infos.update((value, info_of(value)) for node in each.nodes for value in node.outputs)
+            renewed = zip(each.node.outputs, each.outputs, strict=False)
+            self._infos.update((new, self._infos[old]) for old, new in renewed if new is not None)
 
     def _fuse_formulas(self, graph: ir.Graph, place: str) -> None:
-        substitution = Substitution(graph, self._infos, self._owners, self._unique_name)
         opset = self._scope.opset_imports.get("")
         if opset is None:
             return
-        numbering = Numbering(graph)
+        substitution = Substitution(graph, self._infos, self._owners, opset, self._unique_name)
+        numbering = ValueNumbering(graph, substitution.removed)
         settled: set[int] = set()
+        look_ups = iter(range(1, max(_FEWEST_LOOK_UPS, len(graph) // _NODES_FOR_A_LOOK_UP)))
         for node in [node for node in graph if is_rstd(node)]:
-            while node.graph is not None:
-                gradient = rebuilt(node, self._infos, opset, numbering)
+            while numbering.has(node):
+                gradient = rebuilt(node, self._infos, opset, numbering, look_ups)
                 if gradient is None or self._substitute(substitution, gradient, place, "decomposed") is not None:
                     break
                 settled |= gradient.region
+        substitution.finish()
         searcher = Searcher(graph, self._infos, numbering)
         for anchor in searcher.anchors():
             while (start := numbering.node(anchor)) is not None:
@@ -172,18 +198,19 @@ class _Fuser:
                     reason: str | None = found.reason
                 else:
                     reason = self._substitute(substitution, found, place, "formula")
-                if reason and is_first:
+                if reason and (is_first or searcher.gave_up):
                     self._miss(place, start, reason)
                 if reason is not None:
                     break
+        substitution.finish()
 
     def _substitute(self, substitution: Substitution, gradient: Gradient, place: str, form: str) -> str | None:
         """Replace a gradient; return why not, "" where there is nothing to replace, None where it is done."""
         try:
             substitution.parse(gradient)
+            operator = substitution.apply(gradient)
         except InvalidNodeError as error:
             return str(error)
-        operator = substitution.apply(gradient)
         if operator is None:
             return ""
         self.fused.append(Fused(operator, place, form))

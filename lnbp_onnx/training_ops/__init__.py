@@ -5,24 +5,30 @@ Each function takes a `Writer`, reads the node from it, and returns the values o
 the operator's definition: what it has for inputs and attributes, and what it computes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
 
+import onnx_ir as ir
+
+from lnbp_onnx.graphs.replace import Replacement
 from lnbp_onnx.training_ops import (
     accumulation,
     activations,
     broadcasting,
     convolution,
     indexing,
+    layer_norm,
     normalization,
     softmax,
 )
-from lnbp_onnx.training_ops.writer import Outputs, Writer
+from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp
 
-DOMAINS = ("", "com.microsoft")
+MICROSOFT_DOMAIN = "com.microsoft"
+
+DOMAINS = ("", MICROSOFT_DOMAIN)
 """Where the operators are: ONNX Runtime moved some of them from the default domain to its own, without a change."""
 
-REWRITINGS: Mapping[str, Callable[[Writer], Outputs]] = MappingProxyType(
+REWRITINGS: Mapping[str, Callable[[TrainingOp], Outputs]] = MappingProxyType(
     {
         "AveragePoolGrad": convolution.average_pool_grad,
         "BatchNormInternal": normalization.batch_norm_internal,
@@ -32,6 +38,7 @@ REWRITINGS: Mapping[str, Callable[[Writer], Outputs]] = MappingProxyType(
         "BroadcastGradientArgs": broadcasting.broadcast_gradient_args,
         "ConcatTraining": broadcasting.concat_training,
         "ConvGrad": convolution.conv_grad,
+        "ConvTransposeGrad": convolution.conv_transpose_grad,
         "DivGrad": broadcasting.div_grad,
         "DropoutGrad": activations.dropout_grad,
         "FastGeluGrad": activations.fast_gelu_grad,
@@ -41,6 +48,8 @@ REWRITINGS: Mapping[str, Callable[[Writer], Outputs]] = MappingProxyType(
         "GeluGrad": activations.gelu_grad,
         "InPlaceAccumulator": accumulation.in_place_accumulator,
         "InPlaceAccumulatorV2": accumulation.in_place_accumulator_v2,
+        "InvertibleLayerNormalizationGrad": layer_norm.invertible_layer_normalization_grad,
+        "LayerNormalizationGrad": layer_norm.layer_normalization_grad,
         "LeakyReluGrad": activations.leaky_relu_grad,
         "LogSoftmaxGrad": softmax.flat_log_softmax_grad,
         "LogSoftmaxGrad_13": softmax.log_softmax_grad,
@@ -48,6 +57,7 @@ REWRITINGS: Mapping[str, Callable[[Writer], Outputs]] = MappingProxyType(
         "QuickGeluGrad": activations.quick_gelu_grad,
         "ReduceSumTraining": broadcasting.reduce_sum_training,
         "ReluGrad": activations.relu_grad,
+        "ResizeGrad": convolution.resize_grad,
         "Scale": activations.scale,
         "SigmoidGrad": activations.sigmoid_grad,
         "SimplifiedLayerNormalizationGrad": normalization.simplified_layer_normalization_grad,
@@ -62,7 +72,7 @@ REWRITINGS: Mapping[str, Callable[[Writer], Outputs]] = MappingProxyType(
         "ZeroGradient": accumulation.zero_gradient,
     }
 )
-"""The operators that are rewritten."""
+"""The operators that are rewritten: the layer-norm gradients to LayerNormBackprop, the others to standard operators."""
 
 NOT_COVERED = frozenset(
     {
@@ -73,7 +83,6 @@ NOT_COVERED = frozenset(
         "BatchScale",
         "BiasSoftmaxDropout",
         "BitmaskDropoutGrad",
-        "ConvTransposeGrad",
         "FakeQuant",
         "FakeQuantGrad",
         "FlattenAndUnpad",
@@ -110,7 +119,6 @@ NOT_COVERED = frozenset(
         "RecordEvent",
         "Recv",
         "ReduceAllL2",
-        "ResizeGrad",
         "SGDOptimizer",
         "SGDOptimizerV2",
         "ScaledSum",
@@ -132,8 +140,27 @@ NOT_COVERED = frozenset(
 )
 """The other operators that onnxruntime-training 1.19.2 registers and the inference packages do not.
 
-Together with `REWRITINGS` and the layer-norm gradients it is the difference between the two: a node of every name that
+Together with `REWRITINGS` it is the difference between the two: a node of every name that
 the training library holds was given to both runtimes. What neither list has is left alone.
 """
 
-__all__ = ["DOMAINS", "NOT_COVERED", "REWRITINGS", "Outputs", "Writer"]
+
+def is_training_op(node: ir.Node, op_types: Container[str], model: ir.Model) -> bool:
+    """Return whether a node is one of these operators of ONNX Runtime training, and no call of the model's own."""
+    return node.domain in DOMAINS and node.op_type in op_types and node.op_identifier() not in model.functions
+
+
+def replacement(op: TrainingOp) -> Replacement:
+    """Return what takes the place of a node, which is of `REWRITINGS`.
+
+    Raises:
+        InvalidModelError: Where it cannot be rewritten.
+        InvalidNodeError: Where it is a layer-norm gradient that LayerNormBackprop does not take.
+    """
+    if not op.node.outputs:
+        op.refuse("it has no outputs")
+    outputs = REWRITINGS[op.node.op_type](op)
+    return Replacement(op.node, op.nodes, [*outputs][: len(op.node.outputs)])
+
+
+__all__ = ["DOMAINS", "MICROSOFT_DOMAIN", "NOT_COVERED", "REWRITINGS", "TrainingOp", "is_training_op", "replacement"]

@@ -6,10 +6,10 @@ Standard operators change nothing in place: what an accumulator left in its buff
 
 import onnx_ir as ir
 
-from lnbp_onnx.training_ops.writer import Outputs, Writer, compute_type
+from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp, compute_type
 
 
-def in_place_accumulator_v2(w: Writer) -> Outputs:
+def in_place_accumulator_v2(w: TrainingOp) -> Outputs:
     """(buffer, value, overwrite): a flag that is true, and buffer + value, or value where overwrite is true."""
     buffer, value = w.inputs("accumulation_buffer", "value")
     element_type = w.element_type(buffer)
@@ -22,7 +22,7 @@ def in_place_accumulator_v2(w: Writer) -> Outputs:
     return [w.constant([True], ir.DataType.BOOL), updated]
 
 
-def in_place_accumulator(w: Writer) -> Outputs:
+def in_place_accumulator(w: TrainingOp) -> Outputs:
     """(old_sum, value, update): old_sum + value, or old_sum where update is false."""
     given, value = w.inputs("old_sum", "value")
     element_type = w.element_type(given)
@@ -33,7 +33,7 @@ def in_place_accumulator(w: Writer) -> Outputs:
     return [w.cast(updated, element_type)]
 
 
-def zero_gradient(w: Writer) -> Outputs:
+def zero_gradient(w: TrainingOp) -> Outputs:
     """(old_gradient, reset_signal): zeros of the gradient's shape."""
     (given,) = w.inputs("old_gradient")
     element_type = w.element_type(given)

@@ -3,25 +3,50 @@
 
 import onnx_ir as ir
 
-from lnbp_onnx.training_ops.writer import Outputs, Writer, compute_type
+from lnbp_onnx.training_ops.row_sums import add_rows, positions
+from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp, compute_type
 
-_SCATTER_ADDS_FROM = 16
+_SCATTER_ELEMENTS_ADDS_FROM = 16
+_INT64_MAX = 2**63 - 1
+# NumPy's, and more than any runtime takes.
+_LARGEST_RANK = 64
 
 
-def gather_grad(w: Writer) -> Outputs:
-    """(shape, indices, dY; axis = 0): zeros of that shape, dY added at the indices along the axis."""
+def gather_grad(w: TrainingOp) -> Outputs:
+    """(shape, indices, dY; axis = 0): zeros of that shape, dY added at the indices along the axis.
+
+    dY may be what the picked elements were broadcast to: then it is summed over what was added. ONNX Runtime training
+    leaves out that ReduceSum where it does not know of a broadcast.
+    """
     shape, indices, dy = w.inputs("shape", "indices", "dY")
-    element_type = w.element_type(dy, w.node.outputs[0])
+    element_type, axis, one = w.element_type(dy, w.node.outputs[0]), w.attribute("axis", 0), w.ints(1)
     dy = w.cast(dy, compute_type(element_type))
-    axis = w.attribute("axis", 0)
-    outer = w.product(w.part(shape, 0, axis)) if axis else w.ints(1)
-    inner = w.ints(1) if axis == -1 else w.product(w.part(shape, axis + 1))
-    length = w.part(shape, axis, None if axis == -1 else axis + 1)
-    result = _added_up(w, dy, w.flat(indices), outer, length, inner)
+    before, length, after = w.part(shape, 0, axis), _at(w, shape, axis), _after(w, shape, axis)
+    outer, inner = (w.product(w.joined(one, lengths)) for lengths in (before, after))
+    index_shape = w.info(indices).shape
+    if axis != 0 and index_shape is not None and set(index_shape) <= {1}:
+        index = positions(w, w.reshape(indices, w.ints(1, 1)), length, 1, _range(w, outer))
+        zeros = w.filled(w.joined(w.op("Mul", outer, length), inner), 0.0, w.element_type(dy))
+        rows = w.reshape(dy, w.joined(outer, inner))
+        result = add_rows(w, zeros, index, rows, is_zero=True, is_distinct=True)
+        return [w.cast(w.reshape(result, shape), element_type)]
+    dy_shape = w.shape(dy)
+    index_axes = w.shape(before), w.op("Sub", w.shape(dy_shape), w.shape(after))
+    indices = w.op("Expand", indices, w.op("Slice", dy_shape, *index_axes, w.ints(0)))
+    index = w.flat(positions(w, w.unsqueeze(indices, -1), length, 1))
+    count = w.shape(index)
+    rows = w.reshape(dy, w.joined(outer, count, inner))
+    if axis != 0:
+        rows = w.op("Transpose", rows, perm=[1, 0, 2])
+    rows = w.reshape(rows, w.joined(count, w.op("Mul", outer, inner)))
+    zeros = w.filled(w.joined(length, outer, inner), 0.0, w.element_type(dy))
+    result = add_rows(w, zeros, index, rows, is_zero=True)
+    if axis != 0:
+        result = w.op("Transpose", result, perm=[1, 0, 2])
     return [w.cast(w.reshape(result, shape), element_type)]
 
 
-def gather_nd_grad(w: Writer) -> Outputs:
+def gather_nd_grad(w: TrainingOp) -> Outputs:
     """(shape, indices, dY; batch_dims = 0): zeros of that shape, dY added at the index tuples."""
     shape, indices, dy = w.inputs("shape", "indices", "dY")
     element_type = w.element_type(dy, w.node.outputs[0])
@@ -29,67 +54,69 @@ def gather_nd_grad(w: Writer) -> Outputs:
     batch_dims = w.attribute("batch_dims", 0)
     tuple_shape, shape_shape = w.static_shape(indices, "indices", -1), w.info(shape).shape
     rank = shape_shape[0] if shape_shape else None
-    if not tuple_shape or (isinstance(rank, int) and batch_dims + tuple_shape[0] > rank):
+    if not tuple_shape or batch_dims + tuple_shape[0] > (rank if isinstance(rank, int) else _LARGEST_RANK):
         w.refuse(
             f"its index tuples are {tuple_shape} long after {batch_dims} batch axes; the tensor has "
-            f"{'?' if rank is None else rank} axes (correct indices or batch_dims)"
+            f"{rank if isinstance(rank, int) else f'at most {_LARGEST_RANK}'} axes (correct indices or batch_dims)"
         )
     (depth,) = tuple_shape
     one = w.ints(1)
     batch = w.product(w.part(shape, 0, batch_dims)) if batch_dims else one
     # An index tuple as a position in the indexed axes, which are read as one.
-    scalar = w.squeeze(batch, 0)
-    zero, step = w.constant(0, ir.DataType.INT64), w.constant(1, ir.DataType.INT64)
-    position = w.op("Range", zero, scalar, step)
-    position = w.reshape(position, w.joined(batch, one))
-    tuples = w.op("Reshape", w.cast(indices, ir.DataType.INT64), w.joined(batch, w.ints(-1, depth)))
-    for axis in range(depth):
-        index = w.squeeze(w.op("Gather", tuples, w.ints(axis), axis=2), 2)
-        length = w.part(shape, batch_dims + axis, batch_dims + axis + 1)
-        negative = w.compare("Less", index, w.ints(0))
-        index = w.where(negative, w.op("Add", index, length), index)
-        position = w.op("Add", w.op("Mul", position, length), index)
+    start = w.reshape(_range(w, batch), w.joined(batch, one))
+    tuples = w.op("Reshape", indices, w.joined(batch, w.ints(-1, depth)))
+    index = w.flat(positions(w, tuples, w.part(shape, batch_dims, batch_dims + depth), depth, start))
     indexed = w.product(w.part(shape, 0, batch_dims + depth))
     inner = w.product(w.joined(one, w.part(shape, batch_dims + depth)))
-    result = _added_up(w, dy, w.flat(position), one, indexed, inner)
+    zeros = w.filled(w.joined(indexed, inner), 0.0, w.element_type(dy))
+    result = add_rows(w, zeros, index, w.reshape(dy, w.joined(w.shape(index), inner)), is_zero=True)
     return [w.cast(w.reshape(result, shape), element_type)]
 
 
-def _added_up(
-    w: Writer, dy: ir.Value, indices: ir.Value, outer: ir.Value, length: ir.Value, inner: ir.Value
-) -> ir.Value:
-    """Return [outer, length, inner] with the rows of dY, read as [outer, number of indices, inner], added up."""
-    element_type = w.element_type(dy)
-    count = w.shape(indices)
-    rows = w.reshape(dy, w.joined(outer, count, inner))
-    if w.opset >= _SCATTER_ADDS_FROM:
-        # Not ScatterND: its additions of equal indices are not in order where a runtime has several threads.
-        columns = w.op("Reshape", indices, w.ints(1, -1, 1))
-        columns = w.op("Expand", columns, w.joined(outer, count, inner))
-        zeros = w.filled(w.joined(outer, length, inner), 0.0, element_type)
-        return w.op("ScatterElements", zeros, columns, rows, axis=1, reduction="add")
-    values = w.constant([0.0, 1.0], ir.DataType.FLOAT)
-    depth = w.squeeze(length, 0)
-    onehot = w.op("OneHot", w.cast(indices, ir.DataType.INT64), depth, values, axis=0, element_type=ir.DataType.FLOAT)
-    return w.op("MatMul", w.cast(onehot, element_type), rows)
-
-
-def gather_elements_grad(w: Writer) -> Outputs:
-    """(dY, shape, indices; axis = 0): zeros of that shape, dY added at the indices; from opset 16 on."""
+def gather_elements_grad(w: TrainingOp) -> Outputs:
+    """(dY, shape, indices; axis = 0): zeros of that shape, dY added at the indices."""
     dy, shape, indices = w.inputs("dY", "shape", "indices")
-    if w.opset < _SCATTER_ADDS_FROM:
-        w.refuse(
-            f"the default-domain opset is {w.opset}; standard operators for it can be written from "
-            f"{_SCATTER_ADDS_FROM} on (convert the model with onnx.version_converter)"
-        )
-    element_type = w.element_type(dy, w.node.outputs[0])
+    element_type, axis = w.element_type(dy, w.node.outputs[0]), w.attribute("axis", 0)
     dy = w.cast(dy, compute_type(element_type))
-    zeros = w.filled(shape, 0.0, w.element_type(dy))
-    result = w.op("ScatterElements", zeros, indices, dy, axis=w.attribute("axis", 0), reduction="add")
-    return [w.cast(result, element_type)]
+    if w.opset >= _SCATTER_ELEMENTS_ADDS_FROM:
+        zeros = w.filled(shape, 0.0, w.element_type(dy))
+        return [w.cast(w.op("ScatterElements", zeros, indices, dy, axis=axis, reduction="add"), element_type)]
+    # The place of each element if its index were 0, from the places of all elements, of which there may be more.
+    size, length, indices_shape, one = w.product(shape), _at(w, shape, axis), w.shape(indices), w.ints(1)
+    ends = w.joined(w.part(indices_shape, 0, axis), one, _after(w, indices_shape, axis))
+    starts = w.filled(w.shape(ends), 0, ir.DataType.INT64)
+    first = w.op("Slice", w.reshape(_range(w, size), shape), starts, ends)
+    index = positions(w, w.unsqueeze(indices, -1), length, 1)
+    stride = w.product(w.joined(one, _after(w, shape, axis)))
+    index = w.flat(w.op("Add", w.op("Mul", index, stride), first))
+    return [w.cast(w.reshape(added_elements(w, size, index, dy), shape), element_type)]
 
 
-def slice_grad(w: Writer) -> Outputs:
+def added_elements(w: TrainingOp, size: ir.Value, index: ir.Value, values: ir.Value) -> ir.Value:
+    """Return `size` zeros with values added at indices that may repeat and are not negative, all of them vectors."""
+    values = w.flat(values)
+    if w.opset >= _SCATTER_ELEMENTS_ADDS_FROM:
+        zeros = w.filled(size, 0.0, w.element_type(values))
+        return w.op("ScatterElements", zeros, index, values, axis=0, reduction="add")
+    zeros = w.filled(w.joined(size, w.ints(1)), 0.0, w.element_type(values))
+    return w.flat(add_rows(w, zeros, index, w.unsqueeze(values, 1), is_zero=True))
+
+
+def _range(w: TrainingOp, length: ir.Value) -> ir.Value:
+    zero, step = w.constant(0, ir.DataType.INT64), w.constant(1, ir.DataType.INT64)
+    return w.op("Range", zero, w.squeeze(length, 0), step)
+
+
+def _at(w: TrainingOp, shape: ir.Value, axis: int) -> ir.Value:
+    return w.part(shape, axis, None if axis == -1 else axis + 1)
+
+
+def _after(w: TrainingOp, shape: ir.Value, axis: int) -> ir.Value:
+    """Return the lengths after an axis."""
+    return w.part(shape, _INT64_MAX if axis == -1 else axis + 1)
+
+
+def slice_grad(w: TrainingOp) -> Outputs:
     """(dY, shape, starts, ends, axes, steps): zeros of that shape, dY where the slice is.
 
     The positions of the elements are sliced in the same way as the elements were.
@@ -98,9 +125,8 @@ def slice_grad(w: Writer) -> Outputs:
     element_type = w.element_type(dy, w.node.outputs[0])
     dy = w.cast(dy, compute_type(element_type))
     size = w.product(shape)
-    zero, step = w.constant(0, ir.DataType.INT64), w.constant(1, ir.DataType.INT64)
-    positions = w.op("Range", zero, w.squeeze(size, 0), step)
-    positions = w.op("Slice", w.reshape(positions, shape), starts, ends, w.optional_input(4), w.optional_input(5))
+    places = w.reshape(_range(w, size), shape)
+    places = w.op("Slice", places, starts, ends, w.optional_input(4), w.optional_input(5))
     zeros = w.filled(size, 0.0, w.element_type(dy))
-    result = w.op("ScatterElements", zeros, w.flat(positions), w.flat(dy), axis=0)
+    result = w.op("ScatterElements", zeros, w.flat(places), w.flat(dy), axis=0)
     return [w.cast(w.reshape(result, shape), element_type)]

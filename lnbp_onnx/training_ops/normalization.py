@@ -3,10 +3,10 @@
 
 import onnx_ir as ir
 
-from lnbp_onnx.training_ops.writer import Outputs, Writer
+from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp
 
 
-def simplified_layer_normalization_grad(w: Writer) -> Outputs:
+def simplified_layer_normalization_grad(w: TrainingOp) -> Outputs:
     """(dY, X, scale, inv_std; axis = -1), the gradient of RMS normalisation Y = X * inv_std * scale.
 
     With xhat = X * inv_std and g = dY * scale: dX = inv_std * (g - xhat * mean(g * xhat)), and the sum of dY * xhat
@@ -29,7 +29,7 @@ def simplified_layer_normalization_grad(w: Writer) -> Outputs:
     return [w.cast(w.reshape(dx, w.shape(x)), w.element_type(*given[:3])), dscale]
 
 
-def batch_norm_internal(w: Writer) -> Outputs:
+def batch_norm_internal(w: TrainingOp) -> Outputs:
     """(X, scale, B, mean, var; epsilon, momentum, training_mode): batch normalisation.
 
     Its outputs are Y, the running mean and variance, and the batch's mean and one over its standard deviation. In
@@ -67,7 +67,7 @@ def batch_norm_internal(w: Writer) -> Outputs:
     return outputs
 
 
-def batch_normalization_grad(w: Writer) -> Outputs:
+def batch_normalization_grad(w: TrainingOp) -> Outputs:
     """(dY, X, scale, mean, inv_std): the gradients of X, scale and bias of batch normalisation in training.
 
     With xhat = (X - mean) * inv_std, sums and means over all axes but the channels: dbias = sum(dY),
@@ -95,7 +95,7 @@ def batch_normalization_grad(w: Writer) -> Outputs:
 class _Channels:
     """Sums over all axes but the second one, and values of the channels in a shape that broadcasts."""
 
-    def __init__(self, w: Writer, declared: ir.Value, value: ir.Value) -> None:
+    def __init__(self, w: TrainingOp, declared: ir.Value, value: ir.Value) -> None:
         shape = w.info(declared).shape
         if shape is None:
             w.refuse("the rank of X is not known; it must be (add its value_info to the model)")

@@ -6,38 +6,38 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from lnbp_onnx.training_ops.writer import Outputs, Writer
+from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp
 
-_Formula: TypeAlias = Callable[[Writer, ir.Value, ir.Value, int], ir.Value]
+_Formula: TypeAlias = Callable[[TrainingOp, ir.Value, ir.Value, int], ir.Value]
 
 
-def softmax_grad(w: Writer) -> Outputs:
+def softmax_grad(w: TrainingOp) -> Outputs:
     """(dY, Y; axis = -1): Y * (dY - sum(dY * Y)), summed over the axis."""
     return [_over_one_axis(w, _softmax_grad)]
 
 
-def log_softmax_grad(w: Writer) -> Outputs:
+def log_softmax_grad(w: TrainingOp) -> Outputs:
     """(dY, Y; axis = -1): dY - exp(Y) * sum(dY), summed over the axis."""
     return [_over_one_axis(w, _log_softmax_grad)]
 
 
-def flat_softmax_grad(w: Writer) -> Outputs:
+def flat_softmax_grad(w: TrainingOp) -> Outputs:
     """(dY, Y; axis = 1), of opsets before 13: the same, summed over all axes from `axis` on."""
     return [_over_last_axes(w, _softmax_grad)]
 
 
-def flat_log_softmax_grad(w: Writer) -> Outputs:
+def flat_log_softmax_grad(w: TrainingOp) -> Outputs:
     """(dY, Y; axis = 1), of opsets before 13: the same, summed over all axes from `axis` on."""
     return [_over_last_axes(w, _log_softmax_grad)]
 
 
-def _over_one_axis(w: Writer, formula: _Formula) -> ir.Value:
+def _over_one_axis(w: TrainingOp, formula: _Formula) -> ir.Value:
     given = w.inputs("dY", "Y")
     dy, y = w.computed(*given)
     return w.cast(formula(w, dy, y, w.attribute("axis", -1)), w.element_type(*given))
 
 
-def _over_last_axes(w: Writer, formula: _Formula) -> ir.Value:
+def _over_last_axes(w: TrainingOp, formula: _Formula) -> ir.Value:
     given = w.inputs("dY", "Y")
     dy, y = w.computed(*given)
     axis = w.attribute("axis", 1)
@@ -45,17 +45,17 @@ def _over_last_axes(w: Writer, formula: _Formula) -> ir.Value:
     return w.cast(w.reshape(rows, w.shape(dy)), w.element_type(*given))
 
 
-def _softmax_grad(w: Writer, dy: ir.Value, y: ir.Value, axis: int) -> ir.Value:
+def _softmax_grad(w: TrainingOp, dy: ir.Value, y: ir.Value, axis: int) -> ir.Value:
     total = w.reduce("ReduceSum", w.op("Mul", dy, y), [axis], keepdims=True)
     return w.op("Mul", y, w.op("Sub", dy, total))
 
 
-def _log_softmax_grad(w: Writer, dy: ir.Value, y: ir.Value, axis: int) -> ir.Value:
+def _log_softmax_grad(w: TrainingOp, dy: ir.Value, y: ir.Value, axis: int) -> ir.Value:
     total = w.reduce("ReduceSum", dy, [axis], keepdims=True)
     return w.op("Sub", dy, w.op("Mul", w.op("Exp", y), total))
 
 
-def softmax_cross_entropy_loss_grad(w: Writer) -> Outputs:
+def softmax_cross_entropy_loss_grad(w: TrainingOp) -> Outputs:
     """(dY, log_prob, label, weight; reduction, ignore_index): (exp(log_prob) - onehot(label)) * s for each label.
 
     s is dY for reduction none (of the label's shape) and sum, dY over the total weight for mean, each times the
@@ -67,7 +67,7 @@ def softmax_cross_entropy_loss_grad(w: Writer) -> Outputs:
     return [w.cast(_loss_grad(w, ignored), w.element_type(log_prob))]
 
 
-def softmax_cross_entropy_loss_internal_grad(w: Writer) -> Outputs:
+def softmax_cross_entropy_loss_internal_grad(w: TrainingOp) -> Outputs:
     """The same with ignore_index as input 4, a term to add to the gradient as input 5, and output_type."""
     log_prob = w.inputs("dY", "log_prob")[1]
     result, bias = _loss_grad(w, _scalar(w, w.optional_input(4))), w.optional_input(5)
@@ -78,7 +78,7 @@ def softmax_cross_entropy_loss_internal_grad(w: Writer) -> Outputs:
     return [w.cast(result, output_type)]
 
 
-def _loss_grad(w: Writer, ignore_index: ir.Value | None) -> ir.Value:
+def _loss_grad(w: TrainingOp, ignore_index: ir.Value | None) -> ir.Value:
     dy, log_prob, label = w.inputs("dY", "log_prob", "label")
     dy, log_prob = w.computed(dy, log_prob)
     labels = _Labels(w, label, ignore_index, w.optional_input(3), w.element_type(log_prob))
@@ -88,7 +88,7 @@ def _loss_grad(w: Writer, ignore_index: ir.Value | None) -> ir.Value:
     if reduction == "mean":
         dy = w.op("Div", dy, labels.total_weight())
     share = w.unsqueeze(w.op("Mul", labels.weights, dy), 1)
-    classes = w.part(w.shape(log_prob), 1, 2)
+    classes = w.squeeze(w.part(w.shape(log_prob), 1, 2), 0)
     values = w.constant([0.0, 1.0], ir.DataType.FLOAT)
     onehot = w.op("OneHot", labels.safe, classes, values, axis=1, element_type=ir.DataType.FLOAT)
     difference = w.op("Sub", w.op("Exp", log_prob), w.cast(onehot, w.element_type(log_prob)))
@@ -98,7 +98,7 @@ def _loss_grad(w: Writer, ignore_index: ir.Value | None) -> ir.Value:
     return w.where(w.unsqueeze(labels.ignored, 1), w.scalar_like(0.0, result), result)
 
 
-def softmax_cross_entropy_loss_internal(w: Writer) -> Outputs:
+def softmax_cross_entropy_loss_internal(w: TrainingOp) -> Outputs:
     """(scores, labels, weights, ignore_index; reduction, output_type): the loss, and log(softmax(scores))."""
     scores, label = w.inputs("scores", "labels")
     output_type = ir.DataType(w.attribute("output_type", 0) or w.element_type(scores))
@@ -119,14 +119,14 @@ def softmax_cross_entropy_loss_internal(w: Writer) -> Outputs:
     return [w.cast(loss, output_type), w.cast(log_prob, output_type)]
 
 
-def _reduction(w: Writer) -> str:
+def _reduction(w: TrainingOp) -> str:
     reduction = str(w.attribute("reduction", "mean"))
     if reduction not in ("none", "sum", "mean"):
         w.refuse(f"its attribute reduction is {reduction!r}; it must be none, sum or mean")
     return reduction
 
 
-def _scalar(w: Writer, value: ir.Value | None) -> ir.Value | None:
+def _scalar(w: TrainingOp, value: ir.Value | None) -> ir.Value | None:
     return None if value is None else w.reshape(w.cast(value, ir.DataType.INT64), w.ints())
 
 
@@ -141,7 +141,7 @@ class _Labels:
 
     def __init__(
         self,
-        w: Writer,
+        w: TrainingOp,
         label: ir.Value,
         ignore_index: ir.Value | None,
         class_weights: ir.Value | None,

@@ -27,10 +27,10 @@
 #endif
 
 #include "benchmark_thread_pool.h"
-#include "isa.h"
 #include "kernel.h"
 #include "problem.h"
 #include "thread_pool.h"
+#include "variants.h"
 
 namespace lnbp::benchmarks {
 namespace {
@@ -58,16 +58,6 @@ constexpr Shape kShapes[] = {{128, 768},   {4096, 768},  {8192, 1024},
                              {2048, 4096}, {512, 16384}, {65536, 64},
                              {32768, 256}, {16, 65536}};
 
-struct Path {
-  const char* name;
-  Isa isa;
-};
-
-constexpr Path kPaths[] = {{"portable", Isa::kPortable},
-                           {"avx2", Isa::kAvx2},
-                           {"avx512", Isa::kAvx512},
-                           {"avx512bf16", Isa::kAvx512Bf16}};
-
 constexpr int kRounds = 25;
 
 bool IsClose(const test::Buffer& actual, const test::Reals& expected,
@@ -83,6 +73,12 @@ bool IsClose(const test::Buffer& actual, const test::Reals& expected,
   return true;
 }
 
+// Whether they are its own, not those of a plainer variant.
+bool HasFunctions(const Variant& variant, ElementType type) {
+  return variant.functions->Find<float>(type) != nullptr ||
+         variant.functions->Find<double>(type) != nullptr;
+}
+
 // All columns, and rows enough for several tasks.
 Problem MakeProblem(const Type& type, const Shape& shape) {
   Problem problem;
@@ -93,8 +89,8 @@ Problem MakeProblem(const Type& type, const Shape& shape) {
 }
 
 bool IsRight(Problem problem, const Data& data, const test::Expected& expected,
-             const Type& type, Isa isa, ThreadPool& pool) {
-  problem.isa = isa;
+             const Type& type, const Variant& variant, ThreadPool& pool) {
+  problem.variant = &variant;
   const test::Outputs outputs = test::RunKernel(problem, data, pool);
   return IsClose(outputs.input_delta, expected.input_delta,
                  expected.input_delta_scale, 2e-6L, type.rounding) &&
@@ -215,18 +211,15 @@ bool Benchmark(const Type& type, const Shape& shape) {
     add_triad("past cache", TriadPastCache);
 #endif
     const std::size_t num_triads = candidates.size();
-    for (const Path& path : kPaths) {
-      if (path.isa > BestIsa()) continue;
-      // The same as avx512 for the other types.
-      if (path.isa == Isa::kAvx512Bf16 && type.type != ElementType::kBfloat16) {
-        continue;
-      }
-      if (!IsRight(problem, data, expected, type, path.isa, pool)) {
-        std::fprintf(stderr, "%s %s: wrong results\n", type.name, path.name);
+    for (const Variant* variant : test::AvailableVariants()) {
+      if (!HasFunctions(*variant, type.type)) continue;
+      if (!IsRight(problem, data, expected, type, *variant, pool)) {
+        std::fprintf(stderr, "%s %s: wrong results\n", type.name,
+                     variant->name);
         return false;
       }
       Arguments arguments;
-      arguments.isa = path.isa;
+      arguments.variant = variant;
       arguments.type = arguments.parameter_type = arguments.statistics_type =
           type.type;
       arguments.num_rows = shape.num_rows;
@@ -241,7 +234,7 @@ bool Benchmark(const Type& type, const Shape& shape) {
       arguments.gamma_delta = gamma_delta.data();
       arguments.beta_delta = beta_delta.data();
       arguments.gamma_broadcast = arguments.beta_broadcast = data.broadcast();
-      candidates.push_back({path.name, [arguments, &pool] {
+      candidates.push_back({variant->name, [arguments, &pool] {
                               LayerNormBackprop(arguments, pool);
                             }});
     }

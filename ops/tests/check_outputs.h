@@ -17,12 +17,6 @@
 
 namespace lnbp::test {
 
-inline constexpr ElementType kAllTypes[] = {
-    ElementType::kFloat,    ElementType::kDouble, ElementType::kFloat16,
-    ElementType::kBfloat16, ElementType::kUint8,  ElementType::kUint16,
-    ElementType::kUint32,   ElementType::kUint64, ElementType::kInt8,
-    ElementType::kInt16,    ElementType::kInt32,  ElementType::kInt64};
-
 // The largest error that rounding to `type` makes, relative to the number.
 inline long double RoundingError(ElementType type) {
   switch (type) {

@@ -107,8 +107,8 @@ void TestOldRuntime() {
                             });
   OrtSessionOptions options;
   CHECK(Take(Register(options, base)) ==
-        "lnbp: onnxruntime 1.16.3 is too old; 1.17 or newer is needed. "
-        "Upgrade onnxruntime.");
+        "lnbp: onnxruntime 1.16.3 is too old; 1.17 or newer is needed "
+        "(upgrade onnxruntime).");
   CHECK(options.domains.empty());
 }
 
@@ -168,68 +168,77 @@ void TestCreation() {
   CHECK(CreationError(With("epsilon", 0.0f)).empty());
 
   const std::string epsilon_range =
-      "; it must be finite and greater than 0 (0 is allowed only with "
-      "use_stats=1).";
+      "; it must be finite and at least 0 (the usual value is 1e-5).";
   std::vector<BadNode> bad_nodes = {
       {With("epsilon", -1.0f), "attribute 'epsilon' is -1" + epsilon_range},
       {With("epsilon", std::numeric_limits<float>::infinity()),
        "attribute 'epsilon' is inf" + epsilon_range},
       {With("epsilon", std::int64_t{1}),
-       "attribute 'epsilon' has type INT; it must have type FLOAT."},
+       "attribute 'epsilon' has type INT; it must be FLOAT (write it as a "
+       "float)."},
       {With("epsilon", std::string("1")),
-       "attribute 'epsilon' has type STRING; it must have type FLOAT."},
+       "attribute 'epsilon' has type STRING; it must be FLOAT (write it as a "
+       "float)."},
       {With("epsilon", std::vector<float>{1}),
-       "attribute 'epsilon' has type FLOATS; it must have type FLOAT."},
+       "attribute 'epsilon' has type FLOATS; it must be FLOAT (write it as a "
+       "float)."},
       {With("epsilon", std::vector<float>{}),
-       "attribute 'epsilon' has another type; it must have type FLOAT."},
+       "attribute 'epsilon' has another type; it must be FLOAT (write it as a "
+       "float)."},
       {With("begin_norm_axis", 1.0f),
-       "attribute 'begin_norm_axis' has type FLOAT; it must have type INT."},
+       "attribute 'begin_norm_axis' has type FLOAT; it must be INT (write it "
+       "as an integer)."},
       {With("begin_norm_axis", std::vector<std::int64_t>{1}),
-       "attribute 'begin_norm_axis' has type INTS; it must have type INT."},
+       "attribute 'begin_norm_axis' has type INTS; it must be INT (write it as "
+       "an integer)."},
       {With("use_affine", std::int64_t{2}),
-       "attribute 'use_affine' is 2; it must be 0 or 1."},
+       "attribute 'use_affine' is 2; it must be 0 or 1 (set one of them)."},
       {With("use_stats", std::int64_t{-1}),
-       "attribute 'use_stats' is -1; it must be 0 or 1."},
+       "attribute 'use_stats' is -1; it must be 0 or 1 (set one of them)."},
       {With("use_affine", std::int64_t{0}),
-       "output 'gamma_delta' is requested with use_affine=0; it must be "
-       "omitted then. Name it \"\", or set use_affine=1."},
+       "output 'gamma_delta' is requested with use_affine=0; it exists "
+       "only with use_affine=1 (leave it out, or set use_affine=1 and connect "
+       "gamma)."},
   };
   BadNode bad;
   bad.info = With("epsilon", 0.0f);
   bad.info.attributes["use_stats"] = std::int64_t{0};
-  bad.message = "attribute 'epsilon' is 0" + epsilon_range;
+  bad.message =
+      "attribute 'epsilon' is 0; it must be finite and greater than 0, since "
+      "use_stats is 0 (the usual value is 1e-5).";
   bad_nodes.push_back(bad);
   bad.info = With("begin_norm_axis", std::int64_t{2});
   bad.info.shapes = {{-1, 3}};
   bad.message =
-      "attribute 'begin_norm_axis' is 2 and input 'input_forward' has rank 2; "
-      "it must be in [-2, 1].";
+      "attribute 'begin_norm_axis' is 2; with input_forward of rank 2 it must "
+      "be in [-2, 1] (the last axis is -1).";
   bad_nodes.push_back(bad);
   bad.info = OrtKernelInfo();
   bad.info.shapes = {{2, 3}, {-1, 3}, {4}};
   bad.message =
       "input 'gamma' has shape [4]; it must broadcast to the normalised axes "
-      "[3], or be 1-D with 3 elements. Reshape it, or correct "
-      "'begin_norm_axis'.";
+      "[3], or be 1-D with as many elements as they have (reshape it, or move "
+      "begin_norm_axis).";
   bad_nodes.push_back(bad);
   bad.info = OrtKernelInfo();
   bad.info.inputs = {"x", "dy", "", "", "mean", "var"};
   bad.message =
-      "input 'gamma' is missing; it is required when use_affine=1. Connect it, "
-      "or set use_affine=0.";
+      "input 'gamma' is missing; it is required with use_affine=1 (connect it, "
+      "or set use_affine=0).";
   bad_nodes.push_back(bad);
   bad.info.inputs = {"x", "dy", "gamma", "", "mean"};
   bad.message =
-      "input 'variance' is missing; it is required when use_stats=1. Connect "
-      "it, or set use_stats=0 to have the statistics computed.";
+      "input 'variance' is missing; it is required with use_stats=1 (connect "
+      "it, or set use_stats=0 to have it computed).";
   bad_nodes.push_back(bad);
   bad.info.inputs = {"x"};
-  bad.message = "input 'output_delta' is missing; it is required.";
+  bad.message = "input 'output_delta' is missing; it is required (connect it).";
   bad_nodes.push_back(bad);
   bad.info = OrtKernelInfo();
   bad.info.outputs[0] = "";
   bad.message =
-      "output 'input_delta' is omitted; it is required. Give it a name.";
+      "output 'input_delta' is omitted; it is required (give it a name, used "
+      "or not).";
   bad_nodes.push_back(bad);
 
   for (const BadNode& node : bad_nodes) {
@@ -240,6 +249,8 @@ void TestCreation() {
   unnamed.name = "";
   CHECK(CreationError(unnamed).find(
             "LayerNormBackprop node with output 'dx': attribute") == 0);
+  unnamed.outputs = {"", "", ""};
+  CHECK(CreationError(unnamed).find("LayerNormBackprop: attribute") == 0);
 }
 
 // Two rows of three columns; the last two have nothing but gamma in common.
@@ -308,23 +319,70 @@ void TestCompute() {
   CHECK(scalar.context.output_data[2] == std::vector<float>{7});
 }
 
+// What has no elements may have no address, and lengths beside a 0 that no size
+// can hold the product of.
+void TestEmptyTensors() {
+  Run no_rows;
+  for (const std::size_t i : {spec::kInputForward, spec::kOutputDelta,
+                              spec::kMean, spec::kVariance}) {
+    no_rows.context.inputs[i].data = nullptr;
+    no_rows.context.inputs[i].dims[0] = 0;
+  }
+  CHECK(no_rows.Error(OrtKernelInfo()).empty());
+  CHECK(no_rows.context.output_data[1] == std::vector<float>(3));
+  CHECK(no_rows.context.output_data[2] == std::vector<float>(3));
+
+  Run no_columns;
+  for (const std::size_t i :
+       {spec::kInputForward, spec::kOutputDelta, spec::kGamma, spec::kBeta}) {
+    no_columns.context.inputs[i].data = nullptr;
+    no_columns.context.inputs[i].dims.back() = 0;
+  }
+  CHECK(no_columns.Error(OrtKernelInfo()).empty());
+  CHECK(no_columns.context.output_data[1].empty());
+
+  for (const std::int64_t axis : {-1, 1, 0}) {
+    OrtKernelInfo plain = With("use_affine", std::int64_t{0});
+    plain.attributes["use_stats"] = std::int64_t{0};
+    plain.attributes["begin_norm_axis"] = axis;
+    plain.outputs = {"dx"};
+    Run huge;
+    constexpr std::int64_t kMany = std::int64_t{1} << 40;
+    huge.context.inputs = {{{kMany, kMany + 1, 0}, nullptr},
+                           {{kMany, kMany + 1, 0}, nullptr}};
+    CHECK(huge.Error(plain).empty());
+  }
+}
+
+void TestOverlap() {
+  Run run;
+  run.context.places = {nullptr, nullptr, run.dy.data() + 1};
+  CHECK(run.Error(OrtKernelInfo()) ==
+        "LayerNormBackprop node 'n': the buffer of output 'beta_delta' "
+        "overlaps that of input 'output_delta'; it must be memory of its own, "
+        "or begin exactly where 'gamma' does (bind it elsewhere).");
+  CHECK(run.dy == Run().dy);
+}
+
 void TestComputeErrors() {
   Run wrong_shape;
   wrong_shape.context.inputs[spec::kOutputDelta].dims = {3, 2};
   CHECK(wrong_shape.Error(OrtKernelInfo()) ==
-        "LayerNormBackprop node 'n': input 'output_delta' has shape [3, 2]; it "
-        "must have the shape of 'input_forward', [2, 3].");
+        "LayerNormBackprop node 'n': input 'output_delta' has shape [3, 2] "
+        "and input_forward [2, 3]; the two must be equal (connect the gradient "
+        "with respect to the normalised output).");
 
   Run no_value;
   no_value.context.inputs.resize(5);
   CHECK(no_value.Error(OrtKernelInfo()) ==
-        "LayerNormBackprop node 'n': input 'variance' has no value.");
+        "LayerNormBackprop node 'n': input 'variance' has no value; it is "
+        "required (feed it).");
 
   Run many_axes;
   many_axes.context.inputs[0].dims.assign(65, 1);
   CHECK(many_axes.Error(OrtKernelInfo()) ==
         "LayerNormBackprop node 'n': input 'input_forward' has rank 65; at "
-        "most 64 is supported.");
+        "most 64 is supported (reshape it).");
 
   // Enough columns for two tasks.
   OrtKernelInfo plain = With("use_affine", std::int64_t{0});
@@ -347,6 +405,8 @@ int main() {
   TestFailedRegistration();
   TestCreation();
   TestCompute();
+  TestEmptyTensors();
+  TestOverlap();
   TestComputeErrors();
   CHECK(num_statuses == 0);
   CHECK(num_infos == 0);

@@ -18,9 +18,9 @@ struct Size {
 };
 
 void TestSize(Size size, ElementType type, bool use_stats, Layout layout,
-              Isa isa) {
+              const Variant* variant) {
   Problem problem;
-  problem.isa = isa;
+  problem.variant = variant;
   problem.type = problem.parameter_type = problem.statistics_type = type;
   problem.num_rows = size.num_rows;
   problem.norm_size = size.norm_size;
@@ -58,8 +58,8 @@ int main() {
           ElementType::kBfloat16, ElementType::kInt32}) {
       for (const bool use_stats : {true, false}) {
         for (const Layout layout : {Layout::kIdentity, Layout::kScalar}) {
-          for (const lnbp::Isa isa : lnbp::test::AvailableIsas()) {
-            TestSize(size, type, use_stats, layout, isa);
+          for (const lnbp::Variant* variant : lnbp::test::AvailableVariants()) {
+            TestSize(size, type, use_stats, layout, variant);
           }
         }
       }

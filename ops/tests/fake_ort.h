@@ -61,6 +61,8 @@ struct OrtKernelContext {
   std::vector<OrtValue> inputs;
   std::vector<std::vector<float>> output_data;
   std::size_t floats_per_element = 1;  // 2 has room for any type
+  std::size_t odd_bytes = 0;           // by which no output is aligned
+  std::vector<void*> places;           // of outputs bound by the caller
   std::vector<OrtValue> outputs;
   bool fails_in_parallel = false;
 };
@@ -232,9 +234,14 @@ inline ort::Api MakeApi() {
     for (std::size_t axis = 0; axis < rank; ++axis) {
       size *= static_cast<std::size_t>(dims[axis]);
     }
-    context->output_data.at(i).assign(context->floats_per_element * size, -1);
-    context->outputs.at(i) = {{dims, dims + rank},
-                              context->output_data[i].data()};
+    std::vector<float>& data = context->output_data.at(i);
+    data.assign(context->floats_per_element * size + context->odd_bytes, -1);
+    context->outputs.at(i) = {
+        {dims, dims + rank},
+        reinterpret_cast<unsigned char*>(data.data()) + context->odd_bytes};
+    if (i < context->places.size() && context->places[i] != nullptr) {
+      context->outputs[i].data = context->places[i];
+    }
     *out = &context->outputs[i];
     return static_cast<OrtStatus*>(nullptr);
   };

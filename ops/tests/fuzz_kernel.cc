@@ -75,8 +75,8 @@ void DrawScales(Random& random, Problem& problem) {
 }
 
 Problem DrawProblem(Random& random) {
-  const std::vector<ElementType> types(std::begin(kAllTypes),
-                                       std::end(kAllTypes));
+  const std::vector<ElementType> types(std::begin(kElementTypes),
+                                       std::end(kElementTypes));
   Problem problem;
   problem.type = random.OneOf(types);
   problem.parameter_type =
@@ -92,7 +92,9 @@ Problem DrawProblem(Random& random) {
   problem.wants_gamma_delta = !random.OneIn(4);
   problem.wants_beta_delta = !random.OneIn(4);
   problem.in_place = random.OneIn(2);
+  problem.over_input = !problem.in_place && random.OneIn(4);
   problem.misalignment = random.UpTo(17);
+  if (random.OneIn(2)) problem.odd_bytes = random.UpTo(7);
   problem.cache_bytes =
       random.OneOf<std::size_t>({0, 1, 4096, LastLevelCacheBytes()});
   return problem;
@@ -168,8 +170,8 @@ void RunCase(unsigned seed) {
     expected.gamma_delta = poisoned.gamma_delta;
     expected.beta_delta = poisoned.beta_delta;
   }
-  for (const Isa isa : AvailableIsas()) {
-    problem.isa = isa;
+  for (const Variant* variant : AvailableVariants()) {
+    problem.variant = variant;
     CheckOutputs(problem, data, expected);
     CheckSameBits(problem, data);
   }

@@ -19,14 +19,14 @@ namespace {
 void CheckProblem(Problem problem) {
   const Data data(problem);
   const Expected expected = data.Compute();
-  for (const Isa isa : AvailableIsas()) {
-    problem.isa = isa;
+  for (const Variant* variant : AvailableVariants()) {
+    problem.variant = variant;
     CheckOutputs(problem, data, expected);
   }
 }
 
 void TestTypes() {
-  for (const ElementType type : kAllTypes) {
+  for (const ElementType type : kElementTypes) {
     for (const ElementType parameter_type : {type, ElementType::kFloat}) {
       for (const ElementType statistics_type : {type, ElementType::kFloat}) {
         for (const bool use_affine : {true, false}) {
@@ -169,7 +169,7 @@ void TestRows() {
 }
 
 void TestMisalignment() {
-  for (const ElementType type : kAllTypes) {
+  for (const ElementType type : kElementTypes) {
     for (const std::size_t misalignment :
          std::vector<std::size_t>{1, 2, 3, 5}) {
       Problem problem;
@@ -177,6 +177,47 @@ void TestMisalignment() {
       problem.num_rows = 4;
       problem.norm_size = 131;
       problem.misalignment = misalignment;
+      CheckProblem(problem);
+    }
+  }
+}
+
+// Addresses that are no multiple of an element's size, of all buffers at once:
+// past the cache and in it, in place, by rows and by columns.
+void TestOddAddresses() {
+  enum Place { kOwn, kInPlace, kOverInput };
+  struct Case {
+    std::size_t odd_bytes;
+    std::size_t num_rows;
+    std::size_t norm_size;
+    Place place;
+    bool past_cache;
+    bool use_stats;
+    Layout layout;
+  };
+  constexpr Case kCases[] = {
+      {1, 70, 131, kOwn, true, true, Layout::kIdentity},
+      {2, 66, 128, kOwn, true, false, Layout::kIdentity},
+      {3, 7, 67, kInPlace, false, true, Layout::kIdentity},
+      {4, 70, 1024, kOverInput, true, false, Layout::kAlongLast},
+      {5, 3, 8201, kOwn, true, false, Layout::kIdentity},
+      {6, 9, 34, kOverInput, false, true, Layout::kScalar},
+      {7, 270, 1037, kOwn, true, true, Layout::kIdentity},
+      {0, 70, 132, kOverInput, true, true, Layout::kAlongFirst}};
+  for (const ElementType type : kElementTypes) {
+    for (const Case& one : kCases) {
+      // Only the types with vectors have rows that are summed ahead.
+      if (IsInteger(type) && one.odd_bytes == 7) continue;
+      Problem problem;
+      problem.type = problem.parameter_type = problem.statistics_type = type;
+      problem.num_rows = one.num_rows;
+      problem.norm_size = one.norm_size;
+      problem.in_place = one.place == kInPlace;
+      problem.over_input = one.place == kOverInput;
+      problem.use_stats = one.use_stats;
+      problem.layout = one.layout;
+      problem.odd_bytes = one.odd_bytes;
+      problem.cache_bytes = one.past_cache ? 1 : 0;
       CheckProblem(problem);
     }
   }
@@ -287,7 +328,7 @@ std::vector<bool> Poisoned(const Buffer& buffer) {
   return poisoned;
 }
 
-void TestNan(Isa isa) {
+void TestNan(const Variant* variant) {
   constexpr std::size_t kRows = 3;
   constexpr std::size_t kRow = 1;
   const double poisons[] = {std::numeric_limits<double>::quiet_NaN(),
@@ -303,7 +344,7 @@ void TestNan(Isa isa) {
           problem.num_rows = kRows;
           problem.norm_size = norm_size;
           problem.use_stats = use_stats;
-          problem.isa = isa;
+          problem.variant = variant;
           const std::size_t column = norm_size - 2;
           const std::size_t position = kRow * norm_size + column;
           std::vector<bool> row(kRows * norm_size);
@@ -341,14 +382,14 @@ void TestNan(Isa isa) {
 }
 
 // Some instructions that convert to bfloat16 take subnormal numbers for 0.
-void TestSubnormalBfloat16(Isa isa) {
+void TestSubnormalBfloat16(const Variant* variant) {
   constexpr long double kSmallestNormal = 0x1p-126L;
   constexpr long double kSpacing = 0x1p-133L;
   Problem problem;
   problem.type = ElementType::kBfloat16;
   problem.num_rows = 5;
   problem.norm_size = 100;
-  problem.isa = isa;
+  problem.variant = variant;
   Data data(problem);
   for (std::size_t i = 0; i < data.output_delta.size(); ++i) {
     data.output_delta.Set(
@@ -418,14 +459,15 @@ int main() {
   TestSumsAhead();
   TestRows();
   TestMisalignment();
+  TestOddAddresses();
   TestLayouts();
   TestBroadcast();
   TestLargeMean();
   TestManyRows();
   TestEmpty();
-  for (const lnbp::Isa isa : AvailableIsas()) {
-    TestNan(isa);
-    TestSubnormalBfloat16(isa);
+  for (const lnbp::Variant* variant : AvailableVariants()) {
+    TestNan(variant);
+    TestSubnormalBfloat16(variant);
   }
   TestFailures();
   return Result();

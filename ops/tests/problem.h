@@ -17,8 +17,9 @@
 
 #include "broadcast.h"
 #include "element_types.h"
-#include "isa.h"
 #include "kernel.h"
+#include "processor.h"
+#include "variants.h"
 
 namespace lnbp::test {
 
@@ -28,13 +29,12 @@ using Reals = std::vector<long double>;
 enum class Layout { kIdentity, kScalar, kAlongFirst, kAlongLast };
 
 // Those that this machine has.
-inline std::vector<Isa> AvailableIsas() {
-  std::vector<Isa> isas;
-  for (const Isa isa :
-       {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
-    if (isa <= BestIsa()) isas.push_back(isa);
+inline std::vector<const Variant*> AvailableVariants() {
+  std::vector<const Variant*> available;
+  for (const Variant& variant : Variants{}) {
+    if (variant.is_available()) available.push_back(&variant);
   }
-  return isas;
+  return available;
 }
 
 struct Problem {
@@ -48,14 +48,16 @@ struct Problem {
   bool use_stats = true;
   bool wants_gamma_delta = true;
   bool wants_beta_delta = true;
-  bool in_place = false;
+  bool in_place = false;         // input_delta in the buffer of output_delta
+  bool over_input = false;       // input_delta in the buffer of input_forward
   std::size_t misalignment = 0;  // in elements, of every buffer
+  std::size_t odd_bytes = 0;     // by which no element begins where it should
   double mean = 0;               // of input_forward, before it is scaled
   double input_scale = 1;        // of input_forward; not of integers
   double delta_scale = 1;        // of output_delta; not of integers
   bool is_constant = false;      // every row of input_forward
   float epsilon = 1e-5f;
-  Isa isa = BestIsa();
+  const Variant* variant = &BestVariant();
   std::size_t cache_bytes = LastLevelCacheBytes();
 
   std::string Describe() const {
@@ -67,8 +69,9 @@ struct Problem {
            number(norm_size) + "layout " + number(layout) + "affine " +
            number(use_affine) + "stats " + number(use_stats) + "wants " +
            number(wants_gamma_delta) + number(wants_beta_delta) + "in place " +
-           number(in_place) + "misalignment " + number(misalignment) + "isa " +
-           number(isa) + "cache " + number(cache_bytes) + "constant " +
+           number(in_place) + number(over_input) + "misalignment " +
+           number(misalignment) + number(odd_bytes) + "variant " +
+           variant->name + " " + "cache " + number(cache_bytes) + "constant " +
            number(is_constant) + "mean " + std::to_string(mean) + " scales " +
            std::to_string(std::log10(input_scale)) + " " +
            std::to_string(std::log10(delta_scale)) + " epsilon " +
@@ -79,10 +82,10 @@ struct Problem {
 // A tensor with a guard on both sides.
 class Buffer {
  public:
-  Buffer(ElementType type, std::size_t size, std::size_t misalignment)
+  Buffer(ElementType type, std::size_t size, const Problem& problem)
       : type_(type),
         size_(size),
-        begin_(64 + misalignment * SizeOf(type)),
+        begin_(64 + problem.misalignment * SizeOf(type) + problem.odd_bytes),
         bytes_(begin_ + size * SizeOf(type) + 64 + kAlign, kGuard) {
     const auto address = reinterpret_cast<std::uintptr_t>(bytes_.data());
     begin_ += (kAlign - address % kAlign) % kAlign;
@@ -93,17 +96,17 @@ class Buffer {
   std::size_t size() const { return size_; }
 
   void Set(std::size_t i, double value) {
-    WithElementType(type_, [=](auto* null) {
-      using T = std::remove_pointer_t<decltype(null)>;
-      static_cast<T*>(data())[i] =
-          FromCompute<T>(static_cast<ComputeType<T>>(value));
+    WithElementType(type_, [=](auto tag) {
+      using T = typename decltype(tag)::Type;
+      StoreElement(data(), i,
+                   FromCompute<T>(static_cast<ComputeType<T>>(value)));
     });
   }
 
   long double Get(std::size_t i) const {
-    return WithElementType(type_, [=](auto* null) {
-      using T = std::remove_pointer_t<decltype(null)>;
-      const T element = static_cast<const T*>(data())[i];
+    return WithElementType(type_, [=](auto tag) {
+      using T = typename decltype(tag)::Type;
+      const T element = LoadElement<T>(data(), i);
       if constexpr (std::is_class_v<T>) {
         return static_cast<long double>(ToFloat(element));
       } else {
@@ -148,8 +151,8 @@ class Buffer {
 };
 
 inline bool IsInteger(ElementType type) {
-  return WithElementType(type, [](auto* null) {
-    return std::is_integral_v<std::remove_pointer_t<decltype(null)>>;
+  return WithElementType(type, [](auto tag) {
+    return std::is_integral_v<typename decltype(tag)::Type>;
   });
 }
 
@@ -195,12 +198,11 @@ class Data {
   explicit Data(const Problem& problem, unsigned seed = 1)
       : problem_(problem),
         broadcast_(BroadcastOf(problem.layout, problem.norm_size)),
-        input_forward(problem.type, size(), problem.misalignment),
-        output_delta(problem.type, size(), problem.misalignment),
-        gamma(problem.parameter_type, broadcast_.size(), problem.misalignment),
-        mean(problem.statistics_type, problem.num_rows, problem.misalignment),
-        variance(problem.statistics_type, problem.num_rows,
-                 problem.misalignment) {
+        input_forward(problem.type, size(), problem),
+        output_delta(problem.type, size(), problem),
+        gamma(problem.parameter_type, broadcast_.size(), problem),
+        mean(problem.statistics_type, problem.num_rows, problem),
+        variance(problem.statistics_type, problem.num_rows, problem) {
     std::mt19937 random(seed);
     std::normal_distribution<double> normal;
     const auto fill = [&](Buffer& buffer, ElementType type,
@@ -329,16 +331,15 @@ struct Outputs {
 
 inline Outputs RunKernel(const Problem& problem, const Data& data,
                          ThreadPool& pool) {
-  Outputs outputs{problem.in_place
-                      ? data.output_delta
-                      : Buffer(problem.type, data.size(), problem.misalignment),
-                  Buffer(problem.parameter_type, data.broadcast().size(),
-                         problem.misalignment),
-                  Buffer(problem.parameter_type, data.broadcast().size(),
-                         problem.misalignment),
-                  KernelResult::kOk};
+  Outputs outputs{
+      problem.in_place     ? data.output_delta
+      : problem.over_input ? data.input_forward
+                           : Buffer(problem.type, data.size(), problem),
+      Buffer(problem.parameter_type, data.broadcast().size(), problem),
+      Buffer(problem.parameter_type, data.broadcast().size(), problem),
+      KernelResult::kOk};
   Arguments arguments;
-  arguments.isa = problem.isa;
+  arguments.variant = problem.variant;
   arguments.cache_bytes = problem.cache_bytes;
   arguments.type = problem.type;
   arguments.parameter_type = problem.parameter_type;
@@ -346,7 +347,8 @@ inline Outputs RunKernel(const Problem& problem, const Data& data,
   arguments.num_rows = problem.num_rows;
   arguments.norm_size = problem.norm_size;
   arguments.epsilon = problem.epsilon;
-  arguments.input_forward = data.input_forward.data();
+  arguments.input_forward = problem.over_input ? outputs.input_delta.data()
+                                               : data.input_forward.data();
   arguments.output_delta =
       problem.in_place ? outputs.input_delta.data() : data.output_delta.data();
   if (problem.use_affine) arguments.gamma = data.gamma.data();

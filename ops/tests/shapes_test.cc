@@ -60,19 +60,20 @@ void TestAxis() {
     CHECK(geometry.num_rows * geometry.norm_size == 30);
   }
   CHECK(Message(dims, 3, same, dims) ==
-        "node: attribute 'begin_norm_axis' is 3 and input 'input_forward' has "
-        "rank 3; it must be in [-3, 2].");
+        "node: attribute 'begin_norm_axis' is 3; with input_forward of rank 3 "
+        "it must be in [-3, 2] (the last axis is -1).");
   CHECK(!Takes(dims, -4, same, dims));
   CHECK(Message({}, 0, same, {}) ==
         "node: input 'input_forward' is a scalar; it must have at least one "
-        "axis. Reshape it.");
+        "axis (reshape it to [1]).");
 }
 
 void TestOutputDelta() {
   CHECK(Takes({2, 3}, -1, spec::kOutputDelta, {2, 3}));
   CHECK(Message({2, 3}, -1, spec::kOutputDelta, {3, 2}) ==
-        "node: input 'output_delta' has shape [3, 2]; it must have the shape "
-        "of 'input_forward', [2, 3].");
+        "node: input 'output_delta' has shape [3, 2] and input_forward [2, 3]; "
+        "the two must be equal (connect the gradient with respect to the "
+        "normalised output).");
   CHECK(!Takes({2, 3}, -1, spec::kOutputDelta, {2, 3, 1}));
   CHECK(!Takes({2, 3}, -1, spec::kOutputDelta, {6}));
   CHECK(!Takes({2, 3}, -1, spec::kOutputDelta, {}));
@@ -95,9 +96,9 @@ void TestStatistics() {
     CHECK(!Takes({2, 3}, 1, input, {1}));
   }
   CHECK(Message({2, 3, 5}, 1, spec::kVariance, {3}) ==
-        "node: input 'variance' has shape [3]; it must have the leading shape "
-        "[2], that with a 1 for each of the 2 normalised axes, or be 1-D with "
-        "2 elements. Reshape it, or correct 'begin_norm_axis'.");
+        "node: input 'variance' has shape [3]; it must be [2], [2, 1, 1], or "
+        "1-D with one element for each row (reshape it, or move "
+        "begin_norm_axis).");
 }
 
 void TestParameters() {
@@ -116,8 +117,8 @@ void TestParameters() {
   }
   CHECK(Message({2, 3, 5}, 1, spec::kGamma, {4}) ==
         "node: input 'gamma' has shape [4]; it must broadcast to the "
-        "normalised axes [3, 5], or be 1-D with 15 elements. Reshape it, or "
-        "correct 'begin_norm_axis'.");
+        "normalised axes [3, 5], or be 1-D with as many elements as they have "
+        "(reshape it, or move begin_norm_axis).");
 
   Geometry geometry = Check({2, 3, 5}, 1, spec::kGamma, {3, 1});
   CHECK(geometry.gamma.size() == 3 && geometry.beta.size() == 3);

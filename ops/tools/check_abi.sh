@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# Compares src/ort_abi.h with the header in Debian's libonnxruntime-dev, and
+# Compares src/ort/ort_abi.h with the header in Debian's libonnxruntime-dev, and
 # compiles the C++ example of a checkout with it. The package comes from a suite newer than the machine's own, through apt, with
 # sources and state in a temporary folder: nothing on the machine changes.
 # Where the package cannot be had, prints a line and succeeds.
@@ -49,9 +49,9 @@ dpkg -x libonnxruntime-dev_*.deb package
 header=$(find package -name onnxruntime_c_api.h | head -n 1)
 [ -n "$header" ] || skip "the package has no onnxruntime_c_api.h"
 
-"${CXX:-c++}" -std=c++17 -fsyntax-only -Wno-ignored-attributes -I"$ops/src" \
+"${CXX:-c++}" -std=c++17 -fsyntax-only -Wno-ignored-attributes -I"$ops/src/simd" -I"$ops/src/ort" \
   -isystem "$(dirname "$header")" "$ops/tests/ort_abi_check.cc"
 example=$ops/../examples/cpp/run_model.cc
 [ ! -e "$example" ] || "${CXX:-c++}" -std=c++17 -fsyntax-only \
   -isystem "$(dirname "$header")" "$example"
-echo "check_abi: src/ort_abi.h agrees with $(basename libonnxruntime-dev_*.deb)"
+echo "check_abi: src/ort/ort_abi.h agrees with $(basename libonnxruntime-dev_*.deb)"

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``lnbp-onnx``."""
+
+import sys
+from typing import NoReturn
+
+EXIT_INTERRUPTED = 128 + 2
+
+
+def main() -> NoReturn:
+    """Run the command line as a program."""
+    try:
+        from lnbp_onnx.cli import commands  # noqa: PLC0415 an interruption of the imports is one of the program
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    commands.main()

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gradients of ONNX operators in standard operators and LayerNormBackprop: a small rule each, by family.
+
+A rule takes a `GradientOp`, the forward node with the gradients of its outputs, and returns the gradients of its
+inputs. Its docstring is the definition. What ONNX Runtime training has an operator for is written by `training_ops`.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from lnbp_onnx.gradients import elementwise, layers, products, reductions, shapes
+from lnbp_onnx.gradients.gradient_op import Rule
+
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        "Abs": elementwise.absolute,
+        "Add": elementwise.add,
+        "Atan": elementwise.atan,
+        "AveragePool": layers.average_pool,
+        "BatchNormalization": layers.batch_normalization,
+        "Cast": elementwise.cast,
+        "Celu": elementwise.celu,
+        "Clip": elementwise.clip,
+        "Concat": shapes.concat,
+        "Conv": layers.conv,
+        "ConvTranspose": layers.conv_transpose,
+        "Cos": elementwise.cos,
+        "Cosh": elementwise.cosh,
+        "CumSum": reductions.cumulative_sum,
+        "DepthToSpace": shapes.depth_to_space,
+        "Div": elementwise.div,
+        "Dropout": elementwise.dropout,
+        "Einsum": products.einsum,
+        "Elu": elementwise.elu,
+        "Erf": elementwise.erf,
+        "Exp": elementwise.exp,
+        "Expand": shapes.expand,
+        "Flatten": shapes.reshape,
+        "Gather": shapes.gather,
+        "GatherElements": shapes.gather_elements,
+        "GatherND": shapes.gather_nd,
+        "Gelu": elementwise.gelu,
+        "Gemm": products.gemm,
+        "GlobalAveragePool": layers.global_average_pool,
+        "GlobalMaxPool": layers.global_max_pool,
+        "GroupNormalization": layers.group_normalization,
+        "HardSigmoid": elementwise.hard_sigmoid,
+        "HardSwish": elementwise.hard_swish,
+        "Identity": elementwise.identity,
+        "InstanceNormalization": layers.instance_normalization,
+        "LayerNormalization": layers.layer_normalization,
+        "LeakyRelu": elementwise.leaky_relu,
+        "Log": elementwise.log,
+        "LogSoftmax": reductions.log_softmax,
+        "MatMul": products.matmul,
+        "Max": elementwise.extreme,
+        "MaxPool": layers.max_pool,
+        "Mean": elementwise.mean,
+        "Min": elementwise.extreme,
+        "Mish": elementwise.mish,
+        "Mul": elementwise.mul,
+        "Neg": elementwise.neg,
+        "PRelu": elementwise.prelu,
+        "Pad": shapes.pad,
+        "Pow": elementwise.power,
+        "RMSNormalization": layers.rms_normalization,
+        "Reciprocal": elementwise.reciprocal,
+        "ReduceL1": reductions.reduce_l1,
+        "ReduceL2": reductions.reduce_l2,
+        "ReduceLogSum": reductions.reduce_log_sum,
+        "ReduceLogSumExp": reductions.reduce_log_sum_exp,
+        "ReduceMax": reductions.reduce_extreme,
+        "ReduceMean": reductions.reduce_mean,
+        "ReduceMin": reductions.reduce_extreme,
+        "ReduceSum": reductions.reduce_sum,
+        "ReduceSumSquare": reductions.reduce_sum_square,
+        "Relu": elementwise.relu,
+        "Reshape": shapes.reshape,
+        "ScatterElements": shapes.scatter_elements,
+        "ScatterND": shapes.scatter_nd,
+        "Selu": elementwise.selu,
+        "Sigmoid": elementwise.sigmoid,
+        "Sin": elementwise.sin,
+        "Sinh": elementwise.sinh,
+        "Slice": shapes.cut,
+        "Softmax": reductions.softmax,
+        "SoftmaxCrossEntropyLoss": reductions.softmax_cross_entropy_loss,
+        "Softplus": elementwise.softplus,
+        "Softsign": elementwise.softsign,
+        "SpaceToDepth": shapes.space_to_depth,
+        "Split": shapes.split,
+        "Sqrt": elementwise.sqrt,
+        "Squeeze": shapes.reshape,
+        "Sub": elementwise.sub,
+        "Sum": elementwise.add,
+        "Tan": elementwise.tan,
+        "Tanh": elementwise.tanh,
+        "Tile": shapes.tile,
+        "Transpose": shapes.transpose,
+        "Trilu": shapes.trilu,
+        "Unsqueeze": shapes.reshape,
+        "Where": elementwise.choice,
+    }
+)
+"""The operators of the default domain that have a gradient."""
+
+EXTRA_OUTPUTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"LayerNormalization": ("mean", "inv_std_dev"), "MaxPool": ("indices",)}
+)
+"""The outputs after the first one that a rule needs of the forward node, and how they are named where it has none."""
+
+CONSTANT = frozenset(
+    {
+        *("ArgMax", "ArgMin", "NonZero", "Shape", "Size", "Sign", "Floor", "Ceil", "Round", "EyeLike"),
+        *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor", "IsNaN", "IsInf"),
+        *("ConstantOfShape", "RandomNormalLike", "RandomUniformLike", "Bernoulli"),
+    }
+)
+"""Operators through which no gradient passes, by their nature: as in torch, what comes out of them is a constant."""
+
+__all__ = ["CONSTANT", "EXTRA_OUTPUTS", "RULES", "Rule"]

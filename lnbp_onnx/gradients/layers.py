@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers of networks: normalisation, convolution and pooling."""
+
+import onnx_ir as ir
+
+from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
+
+_SCALE_OF_CHANNELS_OPSET = 21
+
+
+def layer_normalization(g: GradientOp) -> Gradients:
+    """One LayerNormBackprop node, with the statistics of the forward node."""
+    _, mean, inv_std = g.node.outputs
+    x, scale = g.input(0), g.input(1)
+    like = [x, *(value if g.wants(index) else None for index, value in enumerate(g.node.inputs[1:], 1))]
+    return g.training_op("LayerNormalizationGrad", g.dy, x, scale, mean, inv_std, like=like)
+
+
+def rms_normalization(g: GradientOp) -> Gradients:
+    """With g = dY * scale and xhat = X * r: r * (g - xhat * mean(g * xhat)); for scale the sum of dY * xhat."""
+    x, scale, axis = g.input(0), g.input(1), g.attribute("axis", -1)
+    axes = list(range(axis % g.rank(x), g.rank(x)))
+    if g.info(scale).shape is None or g.rank(scale) != len(axes):
+        g.refuse("its scale is broadcast along the normalised axes, which is not covered (expand it)")
+    (computed,) = g.computed(x)
+    square = g.reduce("ReduceMean", g.op("Mul", computed, computed), axes, keepdims=True)
+    square = g.op("Add", square, g.scalar_like(g.attribute("epsilon", 1e-5), computed))
+    inv_std = g.op("Reciprocal", g.op("Sqrt", square))
+    like = g.if_wanted(0, 1)
+    return g.training_op("SimplifiedLayerNormalizationGrad", g.dy, x, scale, inv_std, like=like, axis=axis)
+
+
+def batch_normalization(g: GradientOp) -> Gradients:
+    """For fixed statistics dX = dY * scale / std, dscale = sum(dY * xhat), dB = sum(dY); else BatchNormalizationGrad's.
+
+    The sums are over all axes but the channels.
+    """
+    g.refuse_gradient(3, 4)
+    x, scale, dy = g.input(0), g.input(1), g.dy
+    rank = g.rank(x)
+    axes = [axis for axis in range(rank) if axis != 1]
+    epsilon = g.number(g.attribute("epsilon", 1e-5))
+
+    def column(value: ir.Value) -> ir.Value:
+        return g.op("Reshape", value, g.ints(*(-1 if axis == 1 else 1 for axis in range(1, rank))))
+
+    def inverse(variance: ir.Value) -> ir.Value:
+        return g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, epsilon)))
+
+    if g.attribute("training_mode", 0):
+        mean = g.reduce("ReduceMean", x, axes, keepdims=False)
+        centred = g.op("Sub", x, column(mean))
+        inv_std = inverse(g.reduce("ReduceMean", g.op("Mul", centred, centred), axes, keepdims=False))
+        like = g.if_wanted(0, 1, 2)
+        return g.training_op("BatchNormalizationGrad", dy, x, scale, mean, inv_std, like=like)
+    element_type, parameter_type = g.element_type(x), g.element_type(scale)
+    scale, mean, variance = (g.cast(value, element_type) for value in (scale, g.input(3), g.input(4)))
+    inv_std = inverse(variance)
+    dx = g.op("Mul", dy, column(g.op("Mul", scale, inv_std))) if g.wants(0) else None
+    dscale = dbias = None
+    if g.wants(1):
+        xhat = g.op("Mul", g.op("Sub", x, column(mean)), column(inv_std))
+        dscale = g.cast(g.reduce("ReduceSum", g.op("Mul", dy, xhat), axes, keepdims=False), parameter_type)
+    if g.wants(2):
+        dbias = g.cast(g.reduce("ReduceSum", dy, axes, keepdims=False), parameter_type)
+    return [dx, dscale, dbias]
+
+
+def instance_normalization(g: GradientOp) -> Gradients:
+    """GroupNormalization's, with a group for each channel."""
+    return _grouped(g, 0)
+
+
+def group_normalization(g: GradientOp) -> Gradients:
+    """With g = dY * scale: (g - mean(g) - xhat * mean(g * xhat)) / std in each group; sum(dY * xhat), sum(dY).
+
+    From opset 21 on, where scale and bias are the channels'.
+    """
+    if g.opset < _SCALE_OF_CHANNELS_OPSET:
+        g.refuse_opset(_SCALE_OF_CHANNELS_OPSET, "its scale and bias are the channels', whose gradients can be written")
+    return _grouped(g, g.attribute("num_groups", 1))
+
+
+def _grouped(g: GradientOp, groups: int) -> Gradients:
+    """Return the gradients of a normalisation in groups of channels; 0 is as many as there are channels."""
+    x, scale, dy = g.input(0), g.input(1), g.dy
+    rank, rows_shape = g.rank(x), g.ints(0, groups, -1)
+    others = [axis for axis in range(rank) if axis != 1]
+    rows = g.op("Reshape", x, rows_shape)
+    centred = g.op("Sub", rows, g.reduce("ReduceMean", rows, [2], keepdims=True))
+    variance = g.reduce("ReduceMean", g.op("Mul", centred, centred), [2], keepdims=True)
+    inv_std = g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, g.number(g.attribute("epsilon", 1e-5)))))
+    xhat = g.op("Mul", centred, inv_std)
+    dx = dscale = dbias = None
+    if g.wants(0):
+        column = g.op("Reshape", scale, g.ints(*[-1 if axis == 1 else 1 for axis in range(1, rank)]))
+        scaled = g.op("Reshape", g.op("Mul", dy, column), rows_shape)
+        rest = g.op("Sub", scaled, g.reduce("ReduceMean", scaled, [2], keepdims=True))
+        mean = g.reduce("ReduceMean", g.op("Mul", scaled, xhat), [2], keepdims=True)
+        rest = g.op("Sub", rest, g.op("Mul", xhat, mean))
+        dx = g.shaped_like(g.op("Mul", inv_std, rest), x)
+    if g.wants(1):
+        dscale = g.reduce("ReduceSum", g.op("Mul", dy, g.shaped_like(xhat, x)), others, keepdims=False)
+    if g.wants(2):
+        dbias = g.reduce("ReduceSum", dy, others, keepdims=False)
+    return [dx, dscale, dbias]
+
+
+def conv(g: GradientOp) -> Gradients:
+    """dX is the transposed convolution of dY, dW a convolution of X by dY, dB the sum of dY over the places."""
+    like = g.if_wanted(*range(len(g.node.inputs)))
+    return g.training_op("ConvGrad", g.dy, g.input(0), g.input(1), like=like)
+
+
+def conv_transpose(g: GradientOp) -> Gradients:
+    """As Conv's with X and dY in each other's place."""
+    like = g.if_wanted(*range(len(g.node.inputs)))
+    return g.training_op("ConvTransposeGrad", g.dy, g.input(0), g.input(1), like=like)
+
+
+def max_pool(g: GradientOp) -> Gradients:
+    """Zeros, with dY added where the largest elements are."""
+    if g.attribute("storage_order", 0):
+        g.refuse("its attribute storage_order is 1; 0 is covered")
+    return g.training_op("MaxPoolGrad", g.deltas[0], g.node.outputs[1], like=g.if_wanted(0))
+
+
+def average_pool(g: GradientOp) -> Gradients:
+    """dY over the number of elements in its window, added up over the windows."""
+    return g.training_op("AveragePoolGrad", g.dy, like=g.if_wanted(0))
+
+
+def global_average_pool(g: GradientOp) -> Gradients:
+    """dY over the number of elements of a channel."""
+    x = g.input(0)
+    count = g.cast(g.squeeze(g.product(g.part(g.shape_of(x), 2)), 0), g.element_type(x))
+    return [g.op("Expand", g.op("Div", g.dy, count), g.shape_of(x))]
+
+
+def global_max_pool(g: GradientOp) -> Gradients:
+    """dY for the elements that are the largest of their channel, in equal shares."""
+    x = g.input(0)
+    axes = list(range(2, g.rank(x)))
+    hits = g.cast(g.compare("Equal", x, g.node.outputs[0]), g.element_type(x))
+    return [g.op("Mul", hits, g.op("Div", g.dy, g.reduce("ReduceSum", hits, axes, keepdims=True)))]

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reductions: dY is spread over the elements that were reduced to one."""
+
+import onnx_ir as ir
+
+from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
+
+
+def _axes(g: GradientOp) -> list[int]:
+    """Return the reduced axes, in order."""
+    rank, given = g.rank(g.input(0)), g.optional_input(1)
+    axes = g.static_ints(given, "axes") if given is not None else list(g.attribute("axes", None) or [])
+    if not axes:
+        return [] if g.attribute("noop_with_empty_axes", 0) else list(range(rank))
+    return sorted(axis % rank for axis in axes)
+
+
+def _kept(g: GradientOp, value: ir.Value) -> ir.Value:
+    """Return a value in the shape of the result with the reduced axes as axes of length 1."""
+    if g.attribute("keepdims", 1):
+        return value
+    for axis in _axes(g):
+        value = g.unsqueeze(value, axis)
+    return value
+
+
+def reduce_sum(g: GradientOp) -> Gradients:
+    """dY for each element."""
+    return [g.op("Expand", _kept(g, g.dy), g.shape_of(g.input(0)))]
+
+
+def reduce_mean(g: GradientOp) -> Gradients:
+    """dY over the number of elements."""
+    x = g.input(0)
+    lengths = g.op("Gather", g.shape_of(x), g.ints(*_axes(g)), axis=0)
+    count = g.cast(g.squeeze(g.product(lengths), 0), g.element_type(x))
+    return [g.op("Expand", g.op("Div", _kept(g, g.dy), count), g.shape_of(x))]
+
+
+def reduce_extreme(g: GradientOp) -> Gradients:
+    """ReduceMax, ReduceMin: dY for the elements that are the result, in equal shares."""
+    x, axes = g.input(0), _axes(g)
+    hits = g.cast(g.compare("Equal", x, _kept(g, g.node.outputs[0])), g.element_type(x))
+    if not axes:
+        return [g.op("Mul", hits, g.dy)]
+    return [g.op("Mul", hits, g.op("Div", _kept(g, g.dy), g.reduce("ReduceSum", hits, axes, keepdims=True)))]
+
+
+def reduce_l1(g: GradientOp) -> Gradients:
+    """dY * sign(X)."""
+    return [g.op("Mul", g.op("Sign", g.input(0)), _kept(g, g.dy))]
+
+
+def reduce_l2(g: GradientOp) -> Gradients:
+    """dY * X / Y, 0 where Y is 0."""
+    y = _kept(g, g.node.outputs[0])
+    share = g.op("Div", _kept(g, g.dy), y)
+    share = g.where(g.compare("Equal", y, g.number(0.0)), g.number(0.0), share)
+    return [g.op("Mul", g.input(0), share)]
+
+
+def reduce_sum_square(g: GradientOp) -> Gradients:
+    """dY * 2 X."""
+    return [g.op("Mul", g.op("Mul", g.number(2.0), g.input(0)), _kept(g, g.dy))]
+
+
+def reduce_log_sum_exp(g: GradientOp) -> Gradients:
+    """dY * exp(X - Y)."""
+    return [g.op("Mul", g.op("Exp", g.op("Sub", g.input(0), _kept(g, g.node.outputs[0]))), _kept(g, g.dy))]
+
+
+def reduce_log_sum(g: GradientOp) -> Gradients:
+    """dY / exp(Y)."""
+    share = g.op("Mul", _kept(g, g.dy), g.op("Exp", g.op("Neg", _kept(g, g.node.outputs[0]))))
+    return [g.op("Expand", share, g.shape_of(g.input(0)))]
+
+
+def cumulative_sum(g: GradientOp) -> Gradients:
+    """The cumulative sum of dY from the other end."""
+    return [
+        g.op(
+            "CumSum",
+            g.dy,
+            g.input(1),
+            exclusive=g.attribute("exclusive", 0),
+            reverse=1 - g.attribute("reverse", 0),
+        )
+    ]
+
+
+def softmax(g: GradientOp) -> Gradients:
+    """Y * (dY - sum(dY * Y)), summed over the axis."""
+    return g.training_op("SoftmaxGrad_13", g.dy, g.node.outputs[0], like=g.if_wanted(0))
+
+
+def log_softmax(g: GradientOp) -> Gradients:
+    """dY - exp(Y) * sum(dY), summed over the axis."""
+    return g.training_op("LogSoftmaxGrad_13", g.dy, g.node.outputs[0], like=g.if_wanted(0))
+
+
+def softmax_cross_entropy_loss(g: GradientOp) -> Gradients:
+    """(softmax(scores) - onehot(labels)) * dY for each label, by its weight; over the total weight for a mean."""
+    g.refuse_gradient(2)
+    has_log_prob = len(g.node.outputs) > 1 and bool(g.node.outputs[1].name)
+    log_prob = g.node.outputs[1] if has_log_prob else g.op("LogSoftmax", g.input(0), axis=1)
+    return g.training_op(
+        "SoftmaxCrossEntropyLossGrad", g.dy, log_prob, g.input(1), g.optional_input(2), like=g.if_wanted(0)
+    )

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names for what is added to a graph."""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+
+def unique_names(taken: set[str | None]) -> Callable[[str], str]:
+    """Return a function that makes names unique among those that are taken and those that it has given."""
+    # Where to go on for a name that many ask for: beginning anew each time takes as long as all that were given.
+    next_numbers: dict[str, int] = {}
+
+    def unique_name(name: str) -> str:
+        unused = name
+        while unused in taken:
+            number = next_numbers.get(name, 2)
+            next_numbers[name] = number + 1
+            unused = f"{name}_{number}"
+        taken.add(unused)
+        return unused
+
+    return unique_name
+
+
+def names_in(graph: ir.Graph) -> set[str | None]:
+    """Return the names of the values and nodes of a graph and its subgraphs."""
+    taken: set[str | None] = set()
+    for each in (graph, *graph.subgraphs()):
+        taken.update(value.name for value in (*each.inputs, *each.initializers.values()))
+        for node in each:
+            taken.add(node.name)
+            taken.update(value.name for value in (*node.outputs, *node.inputs) if value is not None)
+    return taken

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The variant in standard C++, in loops that a compiler can vectorise.
+//
+// Elements pass through small arrays of the compute type. That keeps the
+// conversions in loops of their own, and tells the compiler that no store to
+// input_delta changes what it reads, though the buffers may be one.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <type_traits>
+
+#include "element_types.h"
+#include "function_tables.h"
+#include "row_functions.h"
+#include "row_steps.h"
+#include "row_values.h"
+
+namespace lnbp {
+namespace {
+
+constexpr std::size_t kStage = 128;
+// Independent running sums, so that additions need not wait for each other.
+constexpr std::size_t kLanes = 16;
+static_assert(kStage % kLanes == 0);
+
+template <typename C>
+class LaneSum {
+ public:
+  void Add(const C* values, std::size_t count) {
+    std::size_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        lanes_[lane] += values[i + lane];
+      }
+    }
+    for (std::size_t lane = 0; i + lane < count; ++lane) {
+      lanes_[lane] += values[i + lane];
+    }
+  }
+
+  void AddProducts(const C* a, const C* b, std::size_t count) {
+    std::size_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        lanes_[lane] += a[i + lane] * b[i + lane];
+      }
+    }
+    for (std::size_t lane = 0; i + lane < count; ++lane) {
+      lanes_[lane] += a[i + lane] * b[i + lane];
+    }
+  }
+
+  double Total() const {
+    double total = 0;
+    for (const C lane : lanes_) total += static_cast<double>(lane);
+    return total;
+  }
+
+ private:
+  C lanes_[kLanes] = {};
+};
+
+// Of a row's elements those from `begin` on.
+template <typename T, typename C>
+void Load(const void* row, std::size_t begin, std::size_t count, C* to) {
+  if constexpr (std::is_same_v<T, C>) {
+    std::memcpy(to, static_cast<const unsigned char*>(row) + begin * sizeof(T),
+                count * sizeof(T));
+  } else {
+    for (std::size_t i = 0; i < count; ++i) {
+      to[i] = ToCompute<C>(LoadElement<T>(row, begin + i));
+    }
+  }
+}
+
+template <typename T, typename C>
+void LoadCentred(const void* row, std::size_t begin, std::size_t count, C mean,
+                 C residual, C* to) {
+  for (std::size_t i = 0; i < count; ++i) {
+    to[i] = (ToCompute<C>(LoadElement<T>(row, begin + i)) - mean) - residual;
+  }
+}
+
+template <typename C>
+void MultiplyBy(const C* factors, std::size_t count, C* values) {
+  for (std::size_t i = 0; i < count; ++i) values[i] *= factors[i];
+}
+
+template <typename T>
+struct PortableSteps {
+  using C = ComputeType<T>;
+
+  static constexpr std::size_t kRowsAtOnce = 1;
+  static constexpr bool kSumsAhead = false;
+
+  template <std::size_t kRows>
+  static void SumInput(const Tile<C>& tile, std::size_t row, const C* mean,
+                       double* sums) {
+    static_assert(kRows == 1);
+    C d[kStage];
+    const void* x = At(tile.input_forward, tile, row);
+    LaneSum<C> sum;
+    for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
+      const std::size_t count = std::min(kStage, tile.num_columns - i);
+      LoadCentred<T>(x, i, count, mean[row], C{0}, d);
+      sum.Add(d, count);
+    }
+    sums[0] = sum.Total();
+  }
+
+  template <std::size_t kRows>
+  static void SumProducts(const Tile<C>& tile, std::size_t row,
+                          const RowValues<C>& values, RowSums<kRows>& sums) {
+    static_assert(kRows == 1);
+    C d[kStage];
+    C g[kStage];
+    const void* x = At(tile.input_forward, tile, row);
+    const void* dy = At(tile.output_delta, tile, row);
+    LaneSum<C> g_sum;
+    LaneSum<C> products;
+    LaneSum<C> squares;
+    for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
+      const std::size_t count = std::min(kStage, tile.num_columns - i);
+      LoadCentred<T>(x, i, count, values.mean[row], Residual(values, row), d);
+      Load<T>(dy, i, count, g);
+      MultiplyBy(tile.gamma + i, count, g);
+      g_sum.Add(g, count);
+      products.AddProducts(g, d, count);
+      if (values.has_residual) squares.AddProducts(d, d, count);
+    }
+    sums = {{g_sum.Total()}, {products.Total()}, {squares.Total()}};
+  }
+
+  template <std::size_t kRows>
+  static void Apply(const Tile<C>& tile, std::size_t row,
+                    const RowValues<C>& values) {
+    static_assert(kRows == 1);
+    C xhat[kStage];
+    C g[kStage];
+    const void* x = At(tile.input_forward, tile, row);
+    const void* dy = At(tile.output_delta, tile, row);
+    void* dx = static_cast<unsigned char*>(tile.input_delta) +
+               row * tile.row_stride * sizeof(T);
+    const C mean = values.mean[row];
+    const C rstd = values.rstd[row];
+    const C shift = values.shift[row];
+    const C slope = values.slope[row];
+    const C offset = values.offset[row];
+    for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
+      const std::size_t count = std::min(kStage, tile.num_columns - i);
+      Load<T>(x, i, count, xhat);
+      for (std::size_t j = 0; j < count; ++j) {
+        xhat[j] = (xhat[j] - mean) * rstd + shift;
+      }
+      Load<T>(dy, i, count, g);
+      for (std::size_t j = 0; j < count; ++j) {
+        tile.gamma_sums[i + j] += g[j] * xhat[j];
+      }
+      for (std::size_t j = 0; j < count; ++j) tile.beta_sums[i + j] += g[j];
+      MultiplyBy(tile.gamma + i, count, g);
+      for (std::size_t j = 0; j < count; ++j) {
+        StoreElement(dx, i + j,
+                     FromCompute<T>(g[j] * rstd + (xhat[j] * slope + offset)));
+      }
+    }
+  }
+
+  static void FinishStores() {}
+
+  static const void* At(const void* tensor, const Tile<C>& tile,
+                        std::size_t row) {
+    return static_cast<const unsigned char*>(tensor) +
+           row * tile.row_stride * sizeof(T);
+  }
+
+  static C Residual(const RowValues<C>& values, std::size_t row) {
+    return values.has_residual ? values.residual[row] : C{0};
+  }
+};
+
+template <typename T>
+constexpr RowFunctions<ComputeType<T>> kFunctions =
+    RowFunctionsOf<T, ComputeType<T>, PortableSteps<T>>::Table();
+
+}  // namespace
+
+constexpr FunctionTable kPortableFunctions = [] {
+  FunctionTable table;
+  for (const ElementType type : kElementTypes) {
+    WithElementType(type, [&table, type](auto tag) {
+      table.Add(type, &kFunctions<typename decltype(tag)::Type>);
+    });
+  }
+  return table;
+}();
+
+}  // namespace lnbp

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// RowFunctions of a variant, made of its Steps. These do what the functions of
+// the same names do, for kRows rows from `row` on:
+//
+//     SumInput<kRows>(tile, row, mean, sums), sums[r] being that of row + r
+//     SumProducts<kRows>(tile, row, values, sums)
+//     Apply<kRows>(tile, row, values)
+//
+// kRows is 1, and up to Steps::kRowsAtOnce also 2 and 4. Where
+// Steps::kSumsAhead there is also
+//
+//     ApplyAndSum(tile, row, row_to_sum, values, sums)
+//
+// which is Apply<1> of `row` and SumProducts<1> of `row_to_sum`.
+
+#ifndef LNBP_ONNX_ROW_STEPS_H_
+#define LNBP_ONNX_ROW_STEPS_H_
+
+#include <cstddef>
+#include <type_traits>
+
+#include "inline.h"
+#include "row_functions.h"
+#include "row_values.h"
+
+namespace lnbp {
+
+template <typename T, typename C, typename Steps>
+class RowFunctionsOf {
+ public:
+  static constexpr RowFunctions<C> Table() {
+    return {WholeRows, SumInput, SumProducts, Apply, Fold, Steps::FinishStores};
+  }
+
+ private:
+  template <std::size_t kRows>
+  using Rows = std::integral_constant<std::size_t, kRows>;
+
+  // Calls function(Rows<n>, row) for all rows, n at a time.
+  template <typename Function>
+  static LNBP_INLINE void ForRows(std::size_t begin, std::size_t end,
+                                  Function function) {
+    std::size_t row = begin;
+    if constexpr (Steps::kRowsAtOnce >= 4) {
+      for (; row + 4 <= end; row += 4) function(Rows<4>{}, row);
+    }
+    if constexpr (Steps::kRowsAtOnce >= 2) {
+      for (; row + 2 <= end; row += 2) function(Rows<2>{}, row);
+    }
+    for (; row < end; ++row) function(Rows<1>{}, row);
+  }
+
+  static void WholeRows(const Tile<C>& tile, std::size_t num_rows,
+                        std::size_t group_rows, RowMeans means,
+                        RowValues<C>& values) {
+    if (!values.has_residual) means.SetRstd(num_rows, values);
+    if constexpr (Steps::kSumsAhead) {
+      if (tile.rows_summed_ahead != 0) {
+        return SumAhead(tile, num_rows, means, values);
+      }
+    }
+    for (std::size_t begin = 0; begin < num_rows; begin += group_rows) {
+      const std::size_t rest = num_rows - begin;
+      const std::size_t end = begin + (rest < group_rows ? rest : group_rows);
+      const auto set_values =
+          [&](auto rows, std::size_t row)
+              LNBP_INLINE_LAMBDA { SetValues<rows>(tile, row, means, values); };
+      // Two rows are better summed one after the other, but not long ones,
+      // which are not asked for ahead.
+      if (end - begin == 2 && tile.rows_ahead != 0) {
+        for (std::size_t row = begin; row < end; ++row) {
+          set_values(Rows<1>{}, row);
+        }
+      } else {
+        ForRows(begin, end, set_values);
+      }
+      ForRows(begin, end, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
+        Steps::template Apply<rows>(tile, row, values);
+      });
+    }
+  }
+
+  // The sums of a row are made while input_delta is written for one before.
+  static LNBP_INLINE void SumAhead(const Tile<C>& tile, std::size_t num_rows,
+                                   RowMeans means, RowValues<C>& values) {
+    const std::size_t distance =
+        tile.rows_summed_ahead < num_rows ? tile.rows_summed_ahead : num_rows;
+    ForRows(0, distance, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
+      SetValues<rows>(tile, row, means, values);
+    });
+    for (std::size_t row = distance; row < num_rows; ++row) {
+      SetValuesBy<1>(tile, row, means, values,
+                     [=, &values](const Tile<C>& columns, RowSums<1>& sums)
+                         LNBP_INLINE_LAMBDA {
+                           Steps::ApplyAndSum(columns, row - distance, row,
+                                              values, sums);
+                         });
+    }
+    ForRows(num_rows - distance, num_rows,
+            [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
+              Steps::template Apply<rows>(tile, row, values);
+            });
+  }
+
+  template <std::size_t kRows>
+  static LNBP_INLINE void SetValues(const Tile<C>& tile, std::size_t row,
+                                    RowMeans means, RowValues<C>& values) {
+    SetValuesBy<kRows>(
+        tile, row, means, values,
+        [row, &values](const Tile<C>& columns, RowSums<kRows>& sums)
+            LNBP_INLINE_LAMBDA {
+              Steps::template SumProducts<kRows>(columns, row, values, sums);
+            });
+  }
+
+  // `sum` makes the sums over the columns of a tile.
+  template <std::size_t kRows, typename Sum>
+  static LNBP_INLINE void SetValuesBy(const Tile<C>& tile, std::size_t row,
+                                      RowMeans means, RowValues<C>& values,
+                                      Sum sum) {
+    if (values.has_residual) SetMeans<kRows>(tile, row, means, values);
+    RowSums<kRows> sums;
+    sum(FirstColumns(tile), sums);
+    if (tile.num_columns > kMaxTileColumns) {
+      AddFurtherColumns<kRows>(tile, sum, sums);
+    }
+    LNBP_UNROLL
+    for (std::size_t r = 0; r < kRows; ++r) {
+      means.SetFactors(sums, r, row + r, values);
+    }
+  }
+
+  // Not inlined, like SetMeans: that costs nothing here, and halves the time to
+  // compile.
+  template <std::size_t kRows, typename Sum>
+  static void AddFurtherColumns(const Tile<C>& tile, Sum sum,
+                                RowSums<kRows>& sums) {
+    ForFurtherColumns(tile, [&](const Tile<C>& columns) LNBP_INLINE_LAMBDA {
+      RowSums<kRows> more;
+      sum(columns, more);
+      sums.Add(more);
+    });
+  }
+
+  template <std::size_t kRows>
+  static void SetMeans(const Tile<C>& tile, std::size_t row, RowMeans means,
+                       RowValues<C>& values) {
+    for (std::size_t r = 0; r < kRows; ++r) values.mean[row + r] = 0;
+    SetMean<kRows>(tile, row, means, values.mean, values.mean);
+    SetMean<kRows>(tile, row, means, values.mean, values.residual);
+  }
+
+  // From the mean of x - `from`.
+  template <std::size_t kRows>
+  static void SetMean(const Tile<C>& tile, std::size_t row, RowMeans means,
+                      const C* from, C* mean) {
+    double sums[kRows];
+    Steps::template SumInput<kRows>(FirstColumns(tile), row, from, sums);
+    ForFurtherColumns(tile, [&](const Tile<C>& columns) LNBP_INLINE_LAMBDA {
+      double more[kRows];
+      Steps::template SumInput<kRows>(columns, row, from, more);
+      for (std::size_t r = 0; r < kRows; ++r) sums[r] += more[r];
+    });
+    for (std::size_t r = 0; r < kRows; ++r) {
+      mean[row + r] = means.Mean<C>(sums[r]);
+    }
+  }
+
+  static LNBP_INLINE Tile<C> FirstColumns(Tile<C> tile) {
+    if (tile.num_columns > kMaxTileColumns) tile.num_columns = kMaxTileColumns;
+    return tile;
+  }
+
+  template <typename Function>
+  static LNBP_INLINE void ForFurtherColumns(const Tile<C>& tile,
+                                            Function function) {
+    for (std::size_t begin = kMaxTileColumns; begin < tile.num_columns;
+         begin += kMaxTileColumns) {
+      Tile<C> columns = tile;
+      columns.input_forward = static_cast<const T*>(tile.input_forward) + begin;
+      columns.output_delta = static_cast<const T*>(tile.output_delta) + begin;
+      columns.gamma += begin;
+      columns.num_columns -= begin;
+      columns.input_delta = static_cast<T*>(tile.input_delta) + begin;
+      columns.gamma_sums += begin;
+      columns.beta_sums += begin;
+      function(FirstColumns(columns));
+    }
+  }
+
+  static void SumInput(const Tile<C>& tile, std::size_t num_rows, const C* mean,
+                       double* sums) {
+    ForRows(0, num_rows, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
+      Steps::template SumInput<rows>(tile, row, mean, sums + row);
+    });
+  }
+
+  static void SumProducts(const Tile<C>& tile, std::size_t num_rows,
+                          const RowValues<C>& values, TileSums& sums) {
+    ForRows(0, num_rows, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
+      RowSums<rows> group;
+      Steps::template SumProducts<rows>(tile, row, values, group);
+      for (std::size_t r = 0; r < rows; ++r) {
+        sums.g[row + r] = group.g[r];
+        sums.products[row + r] = group.products[r];
+        sums.squares[row + r] = group.squares[r];
+      }
+    });
+  }
+
+  static void Apply(const Tile<C>& tile, std::size_t num_rows,
+                    const RowValues<C>& values) {
+    ForRows(0, num_rows, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
+      Steps::template Apply<rows>(tile, row, values);
+    });
+  }
+
+  static void Fold(const C* sums, std::size_t count, double* totals) {
+    for (std::size_t i = 0; i < count; ++i) {
+      totals[i] += static_cast<double>(sums[i]);
+    }
+  }
+};
+
+}  // namespace lnbp
+
+#endif  // LNBP_ONNX_ROW_STEPS_H_

@@ -1,0 +1,458 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The Steps for any instruction set, of which `Isa` says
+//
+//     Elements<T>: how elements of T are read and written (see PairElements)
+//     kRowsAtOnce, kSumsAhead: as Steps have them
+//     Prefetch(address), of memory that will be read
+//     FinishStores(): what was stored past the cache is there for other threads
+//
+// The rows of a group share what is read of gamma and of the sums over rows,
+// and the lanes of their own sums are added up together. The columns are taken
+// a step at a time, a vector or as many as fill a line; of the last vector only
+// the First columns may be there.
+//
+// A pointer to an element may have any address: it is only handed to loads and
+// stores that take any.
+
+#ifndef LNBP_ONNX_SIMD_STEPS_H_
+#define LNBP_ONNX_SIMD_STEPS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "element_types.h"
+#include "inline.h"
+#include "pair.h"
+#include "row_functions.h"
+#include "row_steps.h"
+
+namespace lnbp {
+
+template <typename T, typename Isa>
+class SimdSteps {
+  using C = ComputeType<T>;
+  using Elements = typename Isa::template Elements<T>;
+  using Vector = typename Elements::Vector;
+  using Uniform = typename Vector::Uniform;
+  using Columns = typename Elements::Columns;
+  using Tile = lnbp::Tile<C>;
+  using RowValues = lnbp::RowValues<C>;
+
+ public:
+  static constexpr std::size_t kRowsAtOnce = Isa::kRowsAtOnce;
+  static constexpr bool kSumsAhead = Isa::kSumsAhead;
+
+  template <std::size_t kRows>
+  static LNBP_INLINE void SumInput(const Tile& tile, std::size_t row,
+                                   const C* means, double* sums) {
+    const Rows<kRows> rows(tile, row, means);
+    Vector sum[4];
+    for (std::size_t r = 0; r < 4; ++r) sum[r] = Vector::Zeros();
+    std::size_t i = 0;
+    for (; i + Vector::kSize <= tile.num_columns; i += Vector::kSize) {
+      LNBP_UNROLL
+      for (std::size_t r = 0; r < kRows; ++r) {
+        sum[r] = sum[r] + rows.Centred(r, i, Whole{});
+      }
+    }
+    if (i < tile.num_columns) {
+      const First part{tile.num_columns - i};
+      for (std::size_t r = 0; r < kRows; ++r) {
+        sum[r] = sum[r] + Keep(rows.Centred(r, i, part), part);
+      }
+    }
+    double totals[4];
+    SumLanes(sum, totals);
+    for (std::size_t r = 0; r < kRows; ++r) sums[r] = totals[r];
+  }
+
+  template <std::size_t kRows>
+  static LNBP_INLINE void SumProducts(const Tile& tile, std::size_t row,
+                                      const RowValues& values,
+                                      RowSums<kRows>& sums) {
+    if (values.has_residual) {
+      SumProductsAndSquares(tile, row, values, sums);
+    } else {
+      SumProductsOf<false>(tile, row, values, sums);
+    }
+  }
+
+  template <std::size_t kRows>
+  static LNBP_INLINE void Apply(const Tile& tile, std::size_t row,
+                                const RowValues& values) {
+    if (!tile.past_cache) return ApplyTo<false, kRows>(tile, row, values);
+    // Stores past the cache have to fill a line. Where that takes several, or
+    // the lines of the rows begin at different columns, one row does so.
+    if constexpr (kVectors == 1) {
+      if (tile.row_stride * sizeof(T) % kLine == 0) {
+        return ApplyTo<true, kRows>(tile, row, values);
+      }
+    }
+    for (std::size_t r = 0; r < kRows; ++r) {
+      ApplyTo<true, 1>(tile, row + r, values);
+    }
+  }
+
+  // Apply of one row, and SumProducts of another.
+  static LNBP_INLINE void ApplyAndSum(const Tile& tile, std::size_t row,
+                                      std::size_t row_to_sum,
+                                      const RowValues& values,
+                                      RowSums<1>& sums) {
+    if (values.has_residual) {
+      ApplyAndSumOf<true>(tile, row, row_to_sum, values, sums);
+    } else {
+      ApplyAndSumOf<false>(tile, row, row_to_sum, values, sums);
+    }
+  }
+
+  static void FinishStores() { Isa::FinishStores(); }
+
+ private:
+  static constexpr std::size_t kLine = 64;
+  static constexpr std::size_t kVectorBytes = Vector::kSize * sizeof(T);
+  // The columns of a step fill a line.
+  static constexpr std::size_t kVectors =
+      kVectorBytes < kLine ? kLine / kVectorBytes : 1;
+  static constexpr std::size_t kStep = kVectors * Vector::kSize;
+
+  // What is read of the tensors, for kRows rows from `row` on.
+  template <std::size_t kRows>
+  class Rows {
+   public:
+    LNBP_INLINE Rows(const Tile& tile, std::size_t row, const C* means)
+        : x_(At(tile.input_forward, tile, row)),
+          dy_(At(tile.output_delta, tile, row)),
+          gamma_(tile.gamma),
+          stride_(tile.row_stride),
+          ahead_(tile.rows_ahead * tile.row_stride) {
+      for (std::size_t r = 0; r < kRows; ++r) {
+        minus_mean_[r] = Uniform::Of(-means[row + r]);
+      }
+    }
+
+    template <typename Part>
+    LNBP_INLINE Vector Centred(std::size_t r, std::size_t i, Part part) const {
+      return Elements::Load(x_ + r * stride_ + i, part) + minus_mean_[r];
+    }
+    template <typename Part>
+    LNBP_INLINE Vector Delta(std::size_t r, std::size_t i, Part part) const {
+      return Elements::Load(dy_ + r * stride_ + i, part);
+    }
+    template <typename Part>
+    LNBP_INLINE Vector Gamma(std::size_t i, Part part) const {
+      return Columns::Load(gamma_ + i, part);
+    }
+
+    LNBP_INLINE void AskForInput(std::size_t i) const { AskFor(x_ + i); }
+    LNBP_INLINE void AskForDelta(std::size_t i) const { AskFor(dy_ + i); }
+
+   private:
+    static LNBP_INLINE const T* At(const void* tensor, const Tile& tile,
+                                   std::size_t row) {
+      return static_cast<const T*>(tensor) + row * tile.row_stride;
+    }
+
+    // An address past the end of a tensor does no harm here, nor that of what
+    // is read at once: to leave it out would take a second copy of the loops.
+    LNBP_INLINE void AskFor(const T* from) const {
+      for (std::size_t r = 0; r < kRows; ++r) {
+        const auto address =
+            reinterpret_cast<std::uintptr_t>(from + r * stride_) +
+            ahead_ * sizeof(T);
+        for (std::size_t line = 0; line < kStep * sizeof(T); line += kLine) {
+          Isa::Prefetch(reinterpret_cast<const void*>(address + line));
+        }
+      }
+    }
+
+    const T* const x_;
+    const T* const dy_;
+    const C* const gamma_;
+    const std::size_t stride_;
+    const std::size_t ahead_;
+    Uniform minus_mean_[kRows];
+  };
+
+  // SumProducts, a vector of columns at a time.
+  template <bool kHasResidual, std::size_t kRows>
+  class Summation {
+   public:
+    LNBP_INLINE Summation(const Tile& tile, std::size_t row,
+                          const RowValues& values)
+        : rows_(tile, row, values.mean) {
+      for (std::size_t j = 0; j < kPadded; ++j) vectors_[j] = Vector::Zeros();
+      if constexpr (kHasResidual) {
+        for (std::size_t r = 0; r < kRows; ++r) {
+          minus_residual_[r] = Uniform::Of(-values.residual[row + r]);
+        }
+      }
+    }
+
+    LNBP_INLINE const Rows<kRows>& rows() const { return rows_; }
+
+    LNBP_INLINE void AddStep(std::size_t i) {
+      LNBP_UNROLL
+      for (std::size_t v = 0; v < kVectors; ++v) {
+        Add(i + v * Vector::kSize, Whole{});
+      }
+    }
+    LNBP_INLINE void AddPart(std::size_t begin, std::size_t end) {
+      ForParts(begin, end, [this](std::size_t i, auto part) LNBP_INLINE_LAMBDA {
+        Add(i, part);
+      });
+    }
+
+    template <typename Part>
+    LNBP_INLINE void Add(std::size_t i, Part part) {
+      const Vector gamma = rows_.Gamma(i, part);
+      LNBP_UNROLL
+      for (std::size_t r = 0; r < kRows; ++r) {
+        Vector d = rows_.Centred(r, i, part);
+        if constexpr (kHasResidual) d = d + minus_residual_[r];
+        d = Keep(d, part);
+        const Vector g = rows_.Delta(r, i, part) * gamma;
+        vectors_[r] = vectors_[r] + g;
+        vectors_[kRows + r] = MulAdd(g, d, vectors_[kRows + r]);
+        if constexpr (kHasResidual) {
+          vectors_[2 * kRows + r] = MulAdd(d, d, vectors_[2 * kRows + r]);
+        }
+      }
+    }
+
+    LNBP_INLINE void AddUp(RowSums<kRows>& sums) const {
+      double totals[kPadded];
+      for (std::size_t j = 0; j < kPadded; j += 4) {
+        SumLanes(vectors_ + j, totals + j);
+      }
+      for (std::size_t r = 0; r < kRows; ++r) {
+        sums.g[r] = totals[r];
+        sums.products[r] = totals[kRows + r];
+        sums.squares[r] = 0;
+        if constexpr (kHasResidual) sums.squares[r] = totals[2 * kRows + r];
+      }
+    }
+
+   private:
+    static constexpr std::size_t kCount = (kHasResidual ? 3 : 2) * kRows;
+    static constexpr std::size_t kPadded = (kCount + 3) / 4 * 4;
+
+    const Rows<kRows> rows_;
+    Uniform minus_residual_[kRows];
+    // Of every row its g, of every row its products, then its squares.
+    Vector vectors_[kPadded];
+  };
+
+  // Apply, a vector of columns at a time.
+  template <bool kPastCache, std::size_t kRows>
+  class Application {
+   public:
+    LNBP_INLINE Application(const Tile& tile, std::size_t row,
+                            const RowValues& values)
+        : rows_(tile, row, values.mean),
+          dx_(static_cast<T*>(tile.input_delta) + row * tile.row_stride),
+          gamma_sums_(tile.gamma_sums),
+          beta_sums_(tile.beta_sums),
+          stride_(tile.row_stride) {
+      for (std::size_t r = 0; r < kRows; ++r) {
+        rstd_[r] = Uniform::Of(values.rstd[row + r]);
+        shift_[r] = Uniform::Of(values.shift[row + r]);
+        slope_[r] = Uniform::Of(values.slope[row + r]);
+        offset_[r] = Uniform::Of(values.offset[row + r]);
+      }
+    }
+
+    LNBP_INLINE const Rows<kRows>& rows() const { return rows_; }
+
+    // Where steps may begin: those past the cache do at a line.
+    LNBP_INLINE std::size_t FirstStep(std::size_t num_columns) const {
+      return kPastCache ? ColumnsToLine(dx_, num_columns) : 0;
+    }
+
+    LNBP_INLINE void ApplyStep(std::size_t i) const {
+      static_assert(!kPastCache || kVectors == 1 || kRows == 1);
+      Vector deltas[kVectors][kRows];
+      LNBP_UNROLL
+      for (std::size_t v = 0; v < kVectors; ++v) {
+        Compute(i + v * Vector::kSize, Whole{}, deltas[v]);
+        if constexpr (!kPastCache) {
+          Store(i + v * Vector::kSize, Whole{}, deltas[v]);
+        }
+      }
+      if constexpr (kPastCache) {
+        // One right after the other, so that each line is filled at once.
+        LNBP_UNROLL
+        for (std::size_t v = 0; v < kVectors; ++v) {
+          for (std::size_t r = 0; r < kRows; ++r) {
+            Elements::Stream(dx_ + r * stride_ + i + v * Vector::kSize,
+                             deltas[v][r]);
+          }
+        }
+      }
+    }
+    LNBP_INLINE void ApplyPart(std::size_t begin, std::size_t end) const {
+      ForParts(begin, end, [this](std::size_t i, auto part) LNBP_INLINE_LAMBDA {
+        Vector deltas[kRows];
+        Compute(i, part, deltas);
+        Store(i, part, deltas);
+      });
+    }
+
+   private:
+    template <typename Part>
+    LNBP_INLINE void Compute(std::size_t i, Part part, Vector* deltas) const {
+      const Vector gamma = rows_.Gamma(i, part);
+      Vector gamma_sum = Columns::Load(gamma_sums_ + i, part);
+      Vector beta_sum = Columns::Load(beta_sums_ + i, part);
+      LNBP_UNROLL
+      for (std::size_t r = 0; r < kRows; ++r) {
+        const Vector xhat =
+            MulAdd(rows_.Centred(r, i, part), rstd_[r], shift_[r]);
+        const Vector delta = rows_.Delta(r, i, part);
+        gamma_sum = MulAdd(delta, xhat, gamma_sum);
+        beta_sum = beta_sum + delta;
+        deltas[r] = MulAdd(delta * gamma, rstd_[r],
+                           MulAdd(xhat, slope_[r], offset_[r]));
+      }
+      Columns::Store(gamma_sums_ + i, gamma_sum, part);
+      Columns::Store(beta_sums_ + i, beta_sum, part);
+    }
+
+    template <typename Part>
+    LNBP_INLINE void Store(std::size_t i, Part part,
+                           const Vector* deltas) const {
+      LNBP_UNROLL
+      for (std::size_t r = 0; r < kRows; ++r) {
+        Elements::Store(dx_ + r * stride_ + i, deltas[r], part);
+      }
+    }
+
+    const Rows<kRows> rows_;
+    T* const dx_;
+    C* const gamma_sums_;
+    C* const beta_sums_;
+    const std::size_t stride_;
+    Uniform rstd_[kRows];
+    Uniform shift_[kRows];
+    Uniform slope_[kRows];
+    Uniform offset_[kRows];
+  };
+
+  template <bool kHasResidual, std::size_t kRows>
+  static LNBP_INLINE void SumProductsOf(const Tile& tile, std::size_t row,
+                                        const RowValues& values,
+                                        RowSums<kRows>& sums) {
+    Summation<kHasResidual, kRows> summation(tile, row, values);
+    const std::size_t num_columns = tile.num_columns;
+    std::size_t i = 0;
+    for (; i + kStep <= num_columns; i += kStep) {
+      summation.rows().AskForInput(i);
+      summation.AddStep(i);
+    }
+    summation.AddPart(i, num_columns);
+    summation.AddUp(sums);
+  }
+
+  template <std::size_t kRows>
+  static void SumProductsAndSquares(const Tile& tile, std::size_t row,
+                                    const RowValues& values,
+                                    RowSums<kRows>& sums) {
+    SumProductsOf<true>(tile, row, values, sums);
+  }
+
+  template <bool kPastCache, std::size_t kRows>
+  static void ApplyTo(const Tile& tile, std::size_t row,
+                      const RowValues& values) {
+    const Application<kPastCache, kRows> application(tile, row, values);
+    const std::size_t num_columns = tile.num_columns;
+    std::size_t i = application.FirstStep(num_columns);
+    application.ApplyPart(0, i);
+    for (; i + kStep <= num_columns; i += kStep) {
+      application.rows().AskForDelta(i);
+      application.ApplyStep(i);
+    }
+    application.ApplyPart(i, num_columns);
+  }
+
+  template <bool kHasResidual>
+  static LNBP_INLINE void ApplyAndSumOf(const Tile& tile, std::size_t row,
+                                        std::size_t row_to_sum,
+                                        const RowValues& values,
+                                        RowSums<1>& sums) {
+    if (tile.past_cache) {
+      ApplyToAndSum<kHasResidual, true>(tile, row, row_to_sum, values, sums);
+    } else {
+      ApplyToAndSum<kHasResidual, false>(tile, row, row_to_sum, values, sums);
+    }
+  }
+
+  template <bool kHasResidual, bool kPastCache>
+  static void ApplyToAndSum(const Tile& tile, std::size_t row,
+                            std::size_t row_to_sum, const RowValues& values,
+                            RowSums<1>& sums) {
+    const Application<kPastCache, 1> application(tile, row, values);
+    Summation<kHasResidual, 1> summation(tile, row_to_sum, values);
+    const std::size_t num_columns = tile.num_columns;
+    const std::size_t first = application.FirstStep(num_columns);
+    application.ApplyPart(0, first);
+    std::size_t i = 0;
+    for (; first + i + kStep <= num_columns; i += kStep) {
+      summation.rows().AskForInput(i);
+      summation.rows().AskForDelta(i);
+      summation.AddStep(i);
+      application.ApplyStep(first + i);
+    }
+    application.ApplyPart(first + i, num_columns);
+    if (i + kStep <= num_columns) {
+      summation.AddStep(i);
+      i += kStep;
+    }
+    summation.AddPart(i, num_columns);
+    summation.AddUp(sums);
+  }
+
+  static LNBP_INLINE Vector Keep(Vector v, Whole) { return v; }
+  static LNBP_INLINE Vector Keep(Vector v, First part) {
+    return Columns::Keep(v, part);
+  }
+
+  // Calls function(i, part) for fewer columns than a step.
+  template <typename Function>
+  static LNBP_INLINE void ForParts(std::size_t begin, std::size_t end,
+                                   Function function) {
+    std::size_t i = begin;
+    if constexpr (kVectors > 1) {
+      for (; i + Vector::kSize <= end; i += Vector::kSize) {
+        function(i, Whole{});
+      }
+    }
+    if (i < end) function(i, First{end - i});
+  }
+
+  // Fewer than those of a line.
+  static LNBP_INLINE std::size_t ColumnsToLine(const T* row,
+                                               std::size_t num_columns) {
+    const std::size_t past = reinterpret_cast<std::uintptr_t>(row) % kLine;
+    const std::size_t columns = (kLine - past) % kLine / sizeof(T);
+    return columns < num_columns ? columns : num_columns;
+  }
+};
+
+template <typename T, typename Isa>
+constexpr RowFunctions<ComputeType<T>> kSimdFunctions =
+    RowFunctionsOf<T, ComputeType<T>, SimdSteps<T, Isa>>::Table();
+
+// For all types that vectors pay for.
+template <typename Isa>
+constexpr FunctionTable SimdFunctions() {
+  FunctionTable table;
+  table.Add(ElementType::kFloat, &kSimdFunctions<float, Isa>);
+  table.Add(ElementType::kDouble, &kSimdFunctions<double, Isa>);
+  table.Add(ElementType::kFloat16, &kSimdFunctions<Float16, Isa>);
+  table.Add(ElementType::kBfloat16, &kSimdFunctions<Bfloat16, Isa>);
+  return table;
+}
+
+}  // namespace lnbp
+
+#endif  // LNBP_ONNX_SIMD_STEPS_H_

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients that torch's exporter has no ONNX for, exported and run; needs torch."""
+
+import copy
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lnbp_onnx
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+from torch.nn.utils import parametrizations  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch_modules import Cubes, Written  # noqa: E402
+from torch_runs import arrays, assert_close, autograd, native  # noqa: E402
+
+from lnbp_onnx.interop.torch import export, export_joint  # noqa: E402
+from lnbp_onnx.interop.torch_gradients import WithExportableGradients, gradient_decompositions  # noqa: E402
+
+# Of torch's own code, once it has been imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+class Each(nn.Module):
+    """Layers, each of which gets the input through a convolution; the sum of what they give."""
+
+    def __init__(self, axes: int, *layers: nn.Module) -> None:
+        super().__init__()
+        self.first = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](2, 4, 1)
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return torch.stack([layer(x).sin().pow(2).mean() for layer in self.layers]).sum()
+
+
+def check(module: nn.Module, sizes: list[tuple[int, ...]], names: dict[int, str]) -> None:
+    """Export for the first of `sizes`, and compare with autograd at all of them."""
+    module.eval()
+    model = export_joint(module, (torch.randn(sizes[0]),), dynamic_shapes={"x": names} if names else None)
+    assert {node.domain for node in model.graph.node} <= {"", "lnbp"}
+    for size in sizes:
+        arguments = {"x": torch.randn(size)}
+        expected = autograd(copy.deepcopy(module).double(), {"x": arguments["x"].double()})
+        assert_close(native(model, arrays(arguments)), expected, 1e-4)  # sums of thousands of terms that cancel
+
+
+class ChannelsLast(nn.Module):
+    """A layer that gets its channels last in memory."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
+
+
+def test_pooling_and_resizing() -> None:
+    layers = (
+        nn.AvgPool2d(3, 2, 1),
+        nn.AdaptiveAvgPool2d((3, 2)),
+        ChannelsLast(nn.AdaptiveAvgPool2d(1)),
+        nn.MaxPool2d(3, 2, 1, dilation=2),
+        nn.Upsample(scale_factor=2),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Upsample(size=(9, 5), mode="bicubic", align_corners=True),
+        nn.GroupNorm(2, 4),
+        nn.BatchNorm2d(4),
+    )
+    names = {0: "batch", 2: "height", 3: "width"}
+    check(Each(2, *layers), [(2, 2, 7, 8), (3, 2, 6, 5), (1, 2, 5, 9)], names)
+
+
+def test_pooling_and_resizing_of_other_axes() -> None:
+    layers = (
+        nn.AvgPool3d(2, ceil_mode=True),
+        nn.AdaptiveAvgPool3d((1, 2, 3)),
+        nn.MaxPool3d(2),
+        nn.Upsample(scale_factor=1.7, mode="trilinear"),
+        nn.Upsample(size=(3, 4, 9), mode="nearest-exact"),
+    )
+    check(Each(3, *layers), [(2, 2, 3, 5, 4), (3, 2, 3, 5, 4)], {0: "batch"})
+    line = (nn.AvgPool1d(3, 2), nn.AdaptiveAvgPool1d(2), nn.MaxPool1d(2), nn.Upsample(7, mode="linear"))
+    check(Each(1, *line), [(2, 2, 6), (3, 2, 6)], {0: "batch"})
+
+
+class Diagonals(nn.Module):
+    """A determinant, and gradients of diagonals, which are computed here."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = x.detach().requires_grad_()
+        diagonals = [torch.diagonal(x, offset, 2, 1).pow(3).sum() for offset in (-1, 0, 2)]
+        (gradient,) = torch.autograd.grad(sum(diagonals), x)
+        return {"gradient": gradient, "volume": torch.linalg.det(gradient[..., :3]).abs()}
+
+
+def test_diagonals_and_determinants() -> None:
+    model = export(Diagonals(), (torch.randn(2, 3, 5),), dynamic_shapes={"x": {0: "batch"}})
+    for batch in (2, 1, 4):
+        x = torch.randn(batch, 3, 5)
+        expected = {name: each.detach().numpy() for name, each in Diagonals()(x).items()}
+        assert_close(native(model, {"x": x.numpy()}), expected)
+
+
+class Decomposed(TorchDispatchMode):
+    """The gradients that are computed by decompositions, in torch itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decompositions = gradient_decompositions()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        return self.decompositions.get(function, function)(*args, **(kwargs or {}))
+
+
+@st.composite
+def pools(draw: Any) -> tuple[tuple[int, ...], Any]:
+    """A shape, and what pools a tensor of it."""
+    axes = draw(st.integers(1, 3))
+
+    def each(low: int, high: int) -> list[int]:
+        return [draw(st.integers(low, high)) for _ in range(axes)]
+
+    kernel, stride = each(1, 3), each(1, 3)
+    padding = [draw(st.integers(0, size // 2)) for size in kernel]
+    shape = (2, *(size + more for size, more in zip(kernel, each(0, 4), strict=True)))
+    kind = draw(st.sampled_from(["avg", "max", "adaptive_avg"]))
+    pool = getattr(functional, f"{kind}_pool{axes}d")
+    if kind.startswith("adaptive"):
+        return shape, partial(pool, output_size=each(1, 3))
+    moves: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": padding}
+    moves["ceil_mode"] = draw(st.booleans())
+    if kind == "avg":
+        moves["count_include_pad"] = draw(st.booleans())
+        moves |= {"divisor_override": draw(st.sampled_from([None, 5]))} if axes > 1 else {}
+    return shape, partial(pool, **moves)
+
+
+@settings(max_examples=60)
+@given(pools())
+def test_drawn_pools(drawn: tuple[tuple[int, ...], Any]) -> None:
+    """Against torch's own gradients, in double."""
+    shape, pool = drawn
+    x = torch.randn(shape, dtype=torch.double, requires_grad=True)
+    y = pool(x)
+    upstream = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, x, upstream)
+    with Decomposed(), WithExportableGradients():
+        y = pool(x)
+        (found,) = torch.autograd.grad(y, x, upstream)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@st.composite
+def resizes(draw: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
+    mode = draw(st.sampled_from(["nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic", "area"]))
+    axes = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}.get(mode) or draw(st.integers(1, 3))
+    shape = (2, 1, *draw(st.lists(st.integers(1, 5), min_size=axes, max_size=axes)))
+    options: dict[str, Any] = {"mode": mode}
+    if mode.endswith(("linear", "cubic")):
+        options["align_corners"] = draw(st.booleans())
+    if draw(st.booleans()):
+        options["size"] = draw(st.lists(st.integers(1, 9), min_size=axes, max_size=axes))
+    else:
+        options["scale_factor"] = draw(st.sampled_from([1.0, 1.7, 2, 3.1]))
+        options["recompute_scale_factor"] = draw(st.sampled_from([None, True]))
+    return shape, options
+
+
+@settings(max_examples=60)
+@given(resizes())
+def test_drawn_resizes(drawn: tuple[tuple[int, ...], dict[str, Any]]) -> None:
+    """Against torch's own results, and its gradients by finite differences."""
+    shape, options = drawn
+    x = torch.randn(shape, dtype=torch.double, requires_grad=True)
+
+    def resized(x: Tensor) -> Tensor:
+        with WithExportableGradients():
+            return functional.interpolate(x, **options)
+
+    torch.testing.assert_close(resized(x), functional.interpolate(x, **options), rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(resized, x, fast_mode=True)
+
+
+CONVOLUTIONS: dict[int, Any] = {
+    1: lambda: (nn.Conv1d(4, 6, 3, 2, bias=False), nn.ConvTranspose1d(4, 2, 2, 3, output_padding=1, groups=2)),
+    2: lambda: (
+        nn.Conv2d(4, 3, (3, 2), (2, 3), (1, 0)),
+        nn.Conv2d(4, 4, 3, padding="same", padding_mode="reflect", groups=4),
+        nn.ConvTranspose2d(4, 3, 3, 2, 1, output_padding=1, dilation=2),
+    ),
+    3: lambda: (nn.Conv3d(4, 2, 2, 2, 1, (1, 2, 1), groups=2), nn.ConvTranspose3d(4, 2, 2, (1, 2, 1), bias=False)),
+}
+
+
+@pytest.mark.parametrize("axes", CONVOLUTIONS)
+def test_convolutions(axes: int) -> None:
+    names = {axis: f"size{axis}" for axis in range(2 + axes) if axis != 1}
+    sizes = [(size, 2, *(size + 3 + axis for axis in range(axes))) for size in (2, 17, 1)]
+    check(Each(axes, *CONVOLUTIONS[axes]()), sizes, names)
+
+
+def test_convolution_of_a_dynamic_batch() -> None:
+    """Which torch computes by another library from a batch of 16 on."""
+    check(Each(2, nn.Conv2d(4, 3, 4, 4).requires_grad_(False)), [(2, 2, 8, 8), (20, 2, 8, 8)], {0: "batch"})
+
+
+def test_adaptive_maxima() -> None:
+    layers = (nn.AdaptiveMaxPool2d((3, None)), nn.AdaptiveMaxPool2d(1))
+    check(Each(2, *layers), [(2, 2, 7, 5), (3, 2, 4, 6), (1, 2, 3, 2)], {0: "batch", 2: "height", 3: "width"})
+    check(Each(1, nn.AdaptiveMaxPool1d(3)), [(2, 2, 7), (3, 2, 7)], {0: "batch"})
+    check(Each(3, nn.AdaptiveMaxPool3d((2, 1, 3))), [(2, 2, 5, 3, 4)], {})
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_norms_of_weights() -> None:
+    layers = (
+        parametrizations.weight_norm(nn.Linear(4, 3)),
+        parametrizations.weight_norm(nn.Linear(4, 3), dim=None),
+        nn.utils.weight_norm(nn.Linear(4, 3), dim=1),
+        parametrizations.spectral_norm(nn.Linear(4, 3)),
+    )
+    for layer in layers:
+        module = Cubes(layer).eval()
+        model = export_joint(module, (torch.randn(2, 4),), dynamic_shapes={"x": {0: "batch"}})
+        for batch in (2, 1, 5):
+            arguments = {"x": torch.randn(batch, 4)}
+            assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
+class Bags(nn.Module):
+    """Bags of embeddings, of one length or by where they start."""
+
+    def __init__(self, mode: str, **options: Any) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(9, 4, mode=mode, **options)
+
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        return self.bag(ids, offsets, weights).sin().pow(2).sum()
+
+
+BAGS: dict[str, tuple[Bags, bool, bool]] = {
+    "mean": (Bags("mean"), False, False),
+    "weighted sum": (Bags("sum", padding_idx=-2), False, True),
+    "max": (Bags("max", padding_idx=3), False, False),
+    "mean from offsets": (Bags("mean", padding_idx=3), True, False),
+    "weighted sum from offsets": (Bags("sum", include_last_offset=True), True, True),
+    "max from offsets": (Bags("max"), True, False),
+}
+
+
+@pytest.mark.parametrize("name", BAGS)
+def test_bags(name: str) -> None:
+    module, by_offsets, weighted = BAGS[name]
+
+    def arguments(bags: int) -> dict[str, Tensor]:
+        ids = torch.randint(0, 9, (bags * 5,) if by_offsets else (bags, 5))
+        ids.flatten()[:5] = 3  # a bag of padding alone
+        # The bags from offsets are of 5, of none, and of others.
+        offsets = {"offsets": torch.tensor([0, 5, 5, *range(7, 5 + bags), 5 * bags])} if by_offsets else {}
+        return {"ids": ids, **offsets, **({"weights": torch.randn(ids.shape)} if weighted else {})}
+
+    shapes = {"ids": {0: "ids"}, "offsets": {0: "bags"}, "weights": {0: "ids"}}
+    example = arguments(3)
+    model = export_joint(module, kwargs=example, dynamic_shapes={name: shapes[name] for name in example})
+    for bags in (3, 2, 6):
+        feeds = arguments(bags)
+        assert_close(native(model, arrays(feeds)), autograd(module, feeds))
+
+
+REFUSED: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
+    "adaptive_max_pool": (nn.AdaptiveMaxPool2d(2, return_indices=True), (torch.ones(2, 4, 6, 5),)),
+    "fractional_max_pool2d": (nn.FractionalMaxPool2d(2, output_size=2), (torch.ones(2, 4, 6, 5),)),
+    "embedding_bag": (nn.EmbeddingBag(5, 3, scale_grad_by_freq=True), (torch.ones(2, 4, dtype=torch.int64),)),
+    "linalg_solve": (parametrizations.orthogonal(nn.Linear(4, 4), orthogonal_map="cayley"), (torch.ones(2, 4),)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    """What has no ONNX is named."""
+    layer, args = REFUSED[name]
+
+    def forward(layers: nn.Module, x: Tensor) -> Tensor:
+        x = layers[0](x) if x.is_floating_point() else x
+        y = layers[1](x)
+        return (y[0] if isinstance(y, tuple) else y).pow(3).sum()
+
+    first = nn.Linear(args[0].shape[-1], args[0].shape[-1])
+    with pytest.raises(lnbp_onnx.InvalidModelError, match=name):
+        export_joint(Written(forward, nn.Sequential(first, layer)), args)

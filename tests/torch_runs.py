@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported models run, and what torch computes in their place."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto
+from torch import nn
+
+import lnbp_onnx
+from lnbp_onnx.running.runners import KernelRunner, PlainRunner
+
+Feeds = Mapping[str, np.ndarray]
+
+
+def native(model: ModelProto, feeds: Feeds) -> dict[str, np.ndarray]:
+    return KernelRunner(model).run(feeds)
+
+
+def decomposed(model: ModelProto, feeds: Feeds) -> dict[str, np.ndarray]:
+    """Run in a plain session, which cannot load a model that holds the operator."""
+    return PlainRunner(lnbp_onnx.decompose(model)).run(feeds)
+
+
+def autograd(module: nn.Module, arguments: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The loss and all gradients as torch computes them, by the names of the model's outputs."""
+    module.zero_grad()
+    inputs = {
+        name: each.detach().requires_grad_(each.is_floating_point() and each.requires_grad)
+        for name, each in arguments.items()
+    }
+    result = module(**inputs)
+    loss = result["loss"] if isinstance(result, dict) else result[0] if isinstance(result, tuple) else result
+    loss.backward()
+    sources = {name: each for name, each in (*module.named_parameters(), *inputs.items()) if each.requires_grad}
+    gradients = {
+        f"{name}.grad": torch.zeros_like(each) if each.grad is None else each.grad for name, each in sources.items()
+    }
+    return {name: each.detach().double().numpy() for name, each in {"loss": loss, **gradients}.items()}
+
+
+def arrays(arguments: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: each.detach().numpy() for name, each in arguments.items()}
+
+
+def relative_errors(found: Feeds, expected: Feeds) -> dict[str, float]:
+    return {
+        name: np.abs(found[name].astype(np.float64) - each).max() / max(np.abs(each).max(), 1e-30)
+        for name, each in expected.items()
+    }
+
+
+def assert_close(found: Feeds, expected: Feeds, tolerance: float = 1e-5) -> None:
+    errors = relative_errors(found, expected)
+    assert max(errors.values()) <= tolerance, errors
