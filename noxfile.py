@@ -355,6 +355,7 @@ def bench(session: nox.Session) -> None:
     results = str(Path(session.create_tmp()).resolve() / "results.json")
     session.run("python", "benchmarks/run.py", "--shapes", "128x768", "--rounds", "3", "--json", results)
     session.run("python", "benchmarks/plot.py", results, "--folder", session.create_tmp())
+    session.run("python", "benchmarks/training_step.py", "--models", "BERT-base", "--layers", "1", "--rounds", "1")
 
 
 RUNTIMES = {
