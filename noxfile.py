@@ -28,12 +28,14 @@ nox.options.sessions = [
     "runtimes(1.17)",
     "runtimes(newest)",
     "types",
+    "docs",
     "lint",
     "tidy",
     "abi",
 ]
 nox.options.error_on_external_run = True
 
+SPHINX = ["sphinx==9.0.4", "myst-parser==5.2.0", "furo==2025.12.19"]
 LINTERS = ["ruff==0.17.6", "import-linter==2.17", "clang-format==20.1.8"]
 MYPY = "mypy==2.4.1"
 CLANG_TIDY = "clang-tidy==20.1.0"
@@ -82,6 +84,13 @@ def types(session: nox.Session) -> None:
     """The types, strictly."""
     session.install(MYPY, "nox", _built(session))
     session.run("mypy")
+
+
+@nox.session(requires=["build"])
+def docs(session: nox.Session) -> None:
+    """The documentation as a site in ``build/site``; a link that leads nowhere is an error."""
+    session.install(*SPHINX, _built(session))
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "-c", "docs", ".", "build/site")
 
 
 @nox.session
