@@ -2,11 +2,12 @@
 """Gradients of ONNX models against central differences in double."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
@@ -19,23 +20,25 @@ DOUBLE, FLOAT, INT64 = TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.INT64
 _STEP = 1e-5
 
 
-def make_model(nodes: Sequence[NodeProto], given: Arrays, *, opset: int = 18, dynamic: bool = False) -> ModelProto:
-    """A model with arrays in double as inputs, all others as initializers; `y` is its output."""
+def make_model(
+    nodes: Sequence[NodeProto], given: Arrays, *, opset: int = 18, dynamic: bool = False, dtype: type = np.float64
+) -> ModelProto:
+    """A model with arrays of a type, double by default, as inputs, all others as initializers; `y` is its output."""
+    element_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    feeds = {name: array for name, array in given.items() if array.dtype == dtype}
     inputs = [
         helper.make_tensor_value_info(
-            name, DOUBLE, [f"{name}{axis}" for axis in range(array.ndim)] if dynamic else array.shape
+            name, element_type, [f"{name}{axis}" for axis in range(array.ndim)] if dynamic else array.shape
         )
-        for name, array in given.items()
-        if array.dtype == np.float64
+        for name, array in feeds.items()
     ]
-    constants = [
-        onnx.numpy_helper.from_array(array, name) for name, array in given.items() if array.dtype != np.float64
-    ]
-    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", DOUBLE, None)], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-    y = run(model, {name: array for name, array in given.items() if array.dtype == np.float64})["y"]
+    constants = [onnx.numpy_helper.from_array(array, name) for name, array in given.items() if name not in feeds]
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", element_type, None)], constants)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    y = (run if dtype == np.float64 else run_in_onnxruntime)(model, feeds)["y"]
     shape = [None] * y.ndim if dynamic else y.shape
-    graph.output[0].CopyFrom(helper.make_tensor_value_info("y", DOUBLE, shape))
+    graph.output[0].CopyFrom(helper.make_tensor_value_info("y", element_type, shape))
     model.graph.CopyFrom(graph)
     return model
 
@@ -54,25 +57,56 @@ def run(model: ModelProto, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]:
     return dict(zip([output.name for output in model.graph.output], evaluator.run(None, dict(feeds)), strict=True))
 
 
-def check(model: ModelProto, given: Arrays) -> None:
-    """Compare the products of gradients and a drawn direction with central differences along it."""
-    feeds = {name: array for name, array in given.items() if array.dtype == np.float64}
+def run_in_onnxruntime(model: ModelProto, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = lnbp_onnx.inference_session(model, sess_options=options)
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, dict(feeds)), strict=True))
+
+
+def check(model: ModelProto, given: Arrays, *, is_checked: bool = True) -> ModelProto:
+    """Compare the products of gradients and a drawn direction with central differences along it, in double.
+
+    Return the model with the gradients.
+    """
+    return _check(run, model, given, np.float64, _STEP, 1e-6, is_checked)
+
+
+def check_linear(model: ModelProto, given: Arrays) -> ModelProto:
+    """Do the same for a model that is linear in each input, in float in ONNX Runtime."""
+    return _check(run_in_onnxruntime, model, given, np.float32, 1.0, 1e-4, True)
+
+
+def _check(
+    run: Callable[[ModelProto, Arrays], dict[str, np.ndarray[Any, Any]]],
+    model: ModelProto,
+    given: Arrays,
+    dtype: type,
+    step: float,
+    tolerance: float,
+    is_checked: bool,
+) -> ModelProto:
+    feeds = {name: array for name, array in given.items() if array.dtype == dtype}
     rng = np.random.default_rng(3)
     y = run(model, feeds)["y"]
-    seed = rng.normal(size=np.shape(y))
+    seed = rng.normal(size=np.shape(y)).astype(dtype)
     result = lnbp_onnx.gradient(model, of="y", wrt=list(feeds), seed="y.seed")
-    onnx.checker.check_model(result)
+    if is_checked:
+        onnx.checker.check_model(result)
     gradients = run(result, {**feeds, "y.seed": seed})
+    np.testing.assert_array_equal(gradients["y"], y)
     for name, value in feeds.items():
         assert gradients[f"{name}.grad"].shape == value.shape
-        assert gradients[f"{name}.grad"].dtype == np.float64
+        assert gradients[f"{name}.grad"].dtype == dtype
         direction = rng.normal(size=value.shape)
         high, low = (
-            np.sum(seed * run(model, {**feeds, name: value + sign * _STEP * direction})["y"]) for sign in (1, -1)
+            np.sum(seed * run(model, {**feeds, name: (value + sign * step * direction).astype(dtype)})["y"])
+            for sign in (1, -1)
         )
-        expected = (high - low) / (2 * _STEP)
+        expected = (high - low) / (2 * step)
         found = np.sum(gradients[f"{name}.grad"] * direction)
-        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance / 10, err_msg=name)
+    return result
 
 
 def draw(*shape: int, low: float = -2.0, high: float = 2.0) -> np.ndarray[Any, Any]:

@@ -191,12 +191,6 @@ def test_what_is_not_covered_is_listed_whole() -> None:
         ("m (float[3] a) => (float y) { y = ReduceSum <keepdims=0> (a) }", {"wrt": None}, "no initializer"),
         ("m (float[3] a) => (float[3] y) { y = Neg (a) }", {"seed": "a"}, "'a' already"),
         (
-            "m (float[2, 3] a) => (float[4, 5] y) { p = Constant <value = int64[4] {1, 1, 1, 1}> ()"
-            ' y = Pad <mode = "reflect"> (a, p) }',
-            {"seed": "s"},
-            "mode is 'reflect'",
-        ),
-        (
             "m (bool c, float a) => (float y) { y = If (c) <then_branch = t () => (float u) { u = Neg (a) },"
             " else_branch = e () => (float v) { v = Abs (a) }> }",
             {},

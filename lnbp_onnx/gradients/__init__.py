@@ -60,6 +60,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "Mish": elementwise.mish,
         "Mul": elementwise.mul,
         "Neg": elementwise.neg,
+        "NegativeLogLikelihoodLoss": reductions.negative_log_likelihood_loss,
         "PRelu": elementwise.prelu,
         "Pad": shapes.pad,
         "Pow": elementwise.power,
@@ -72,10 +73,12 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "ReduceMax": reductions.reduce_extreme,
         "ReduceMean": reductions.reduce_mean,
         "ReduceMin": reductions.reduce_extreme,
+        "ReduceProd": reductions.reduce_prod,
         "ReduceSum": reductions.reduce_sum,
         "ReduceSumSquare": reductions.reduce_sum_square,
         "Relu": elementwise.relu,
         "Reshape": shapes.reshape,
+        "Resize": layers.resize,
         "ScatterElements": shapes.scatter_elements,
         "ScatterND": shapes.scatter_nd,
         "Selu": elementwise.selu,
@@ -96,6 +99,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "Tan": elementwise.tan,
         "Tanh": elementwise.tanh,
         "Tile": shapes.tile,
+        "TopK": reductions.top_k,
         "Transpose": shapes.transpose,
         "Trilu": shapes.trilu,
         "Unsqueeze": shapes.reshape,
@@ -105,7 +109,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 """The operators of the default domain that have a gradient."""
 
 EXTRA_OUTPUTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"LayerNormalization": ("mean", "inv_std_dev"), "MaxPool": ("indices",)}
+    {"LayerNormalization": ("mean", "inv_std_dev"), "MaxPool": ("indices",), "TopK": ("indices",)}
 )
 """The outputs after the first one that a rule needs of the forward node, and how they are named where it has none."""
 

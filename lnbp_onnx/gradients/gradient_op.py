@@ -10,6 +10,7 @@ from lnbp_onnx.graphs.inference import constant_tensor
 from lnbp_onnx.node import TensorInfo
 from lnbp_onnx.training_ops import REWRITINGS, TrainingOp
 from lnbp_onnx.training_ops.broadcasting import summed_to
+from lnbp_onnx.training_ops.training_op import compute_type
 
 Gradients: TypeAlias = Sequence[ir.Value | None]
 """The gradients of a node's inputs, None for one that has none or is not wanted. Trailing ones may be left out."""
@@ -96,6 +97,11 @@ class GradientOp(TrainingOp):
         if shape is not None and all(isinstance(dim, int) for dim in shape):
             return self.ints(*(dim for dim in shape if isinstance(dim, int)))
         return self.shape(value)
+
+    def zeros_like(self, value: ir.Value) -> ir.Value:
+        """Return zeros of the type and shape of a forward value."""
+        element_type = self.element_type(value)
+        return self.cast(self.filled(self.shape_of(value), 0.0, compute_type(element_type)), element_type)
 
     def shaped_like(self, value: ir.Value, like: ir.Value) -> ir.Value:
         """Return a gradient in the shape of a forward value with as many elements."""

@@ -6,6 +6,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
+from lnbp_onnx.training_ops.indexing import added_elements
 
 
 def reshape(g: GradientOp) -> Gradients:
@@ -52,7 +53,7 @@ def concat(g: GradientOp) -> Gradients:
 def split(g: GradientOp) -> Gradients:
     """The gradients of the parts, joined; zeros for a part that nothing depends on."""
     parts = [
-        delta if delta is not None else g.op("Mul", output, g.number(0.0))
+        delta if delta is not None else g.zeros_like(output)
         for delta, output in zip(g.deltas, g.node.outputs, strict=True)
     ]
     return [g.op("Concat", *parts, axis=g.attribute("axis", 0))]
@@ -68,34 +69,40 @@ def cut(g: GradientOp) -> Gradients:
 
 
 def pad(g: GradientOp) -> Gradients:
-    """dY without what a constant was put into; the pads must be constants."""
+    """dY added up where its elements come from; of a constant the part between the pads."""
     g.refuse_gradient(2)
-    x, mode = g.input(0), g.attribute("mode", "constant")
-    if mode != "constant":
-        g.refuse(f"its attribute mode is {mode!r}; 'constant' is covered")
-    pads, axes_input = g.static_ints(g.input(1), "pads"), g.optional_input(3)
-    axes = list(range(g.rank(x))) if axes_input is None else g.static_ints(axes_input, "axes")
-    if min(pads, default=0) < 0:
-        g.refuse(f"its pads {pads} cut elements off; pads that are not negative are covered (use Slice)")
-    begins = g.ints(*pads[: len(axes)])
-    lengths = g.op("Gather", g.shape_of(x), g.ints(*axes), axis=0)
-    return [g.op("Slice", g.dy, begins, g.op("Add", begins, lengths), g.ints(*axes))]
-
-
-def _blocks(g: GradientOp, inverse: str) -> Gradients:
-    if g.attribute("mode", "DCR") != "DCR":
-        g.refuse(f"its attribute mode is {g.attribute('mode', '')!r}; 'DCR' is covered")
-    return [g.op(inverse, g.dy, blocksize=g.attribute("blocksize", 1))]
+    x, pads, axes = g.input(0), g.input(1), g.optional_input(3)
+    if g.attribute("mode", "constant") != "constant":
+        size = g.product(g.shape_of(x))
+        count = g.op("Range", *(g.squeeze(each, 0) for each in (g.ints(0), size, g.ints(1))))
+        places = g.op("Pad", g.shaped_like(count, x), pads, None, axes, mode=g.attribute("mode", ""))
+        (dy,) = g.computed(g.dy)
+        sums = added_elements(g, size, g.flat(places), dy)
+        return [g.cast(g.shaped_like(sums, x), g.element_type(x))]
+    tensor = g.known_tensor(pads)
+    axes_tensor = None if axes is None else g.known_tensor(axes)
+    if tensor is None or tensor.numpy().min(initial=0) < 0 or (axes is not None and axes_tensor is None):
+        return [g.op("Pad", g.dy, g.op("Neg", pads), None, axes)]
+    padded = range(g.rank(x)) if axes_tensor is None else axes_tensor.numpy().reshape(-1).tolist()
+    begins = g.ints(*tensor.numpy().reshape(-1)[: len(padded)].tolist())
+    lengths = g.op("Gather", g.shape_of(x), g.ints(*padded), axis=0)
+    return [g.op("Slice", g.dy, begins, g.op("Add", begins, lengths), g.ints(*padded))]
 
 
 def depth_to_space(g: GradientOp) -> Gradients:
-    """SpaceToDepth of dY; mode DCR."""
-    return _blocks(g, "SpaceToDepth")
+    """SpaceToDepth of dY, in the mode's order."""
+    size = g.attribute("blocksize", 1)
+    if g.attribute("mode", "DCR") == "DCR":
+        return [g.op("SpaceToDepth", g.dy, blocksize=size)]
+    block, lengths = g.ints(size), g.part(g.shape_of(g.input(0)), 2)
+    apart = g.joined(g.ints(0, -1), g.part(lengths, 0, 1), block, g.part(lengths, 1), block)
+    blocks = g.op("Transpose", g.op("Reshape", g.dy, apart), perm=[0, 1, 3, 5, 2, 4])
+    return [g.shaped_like(blocks, g.input(0))]
 
 
 def space_to_depth(g: GradientOp) -> Gradients:
-    """DepthToSpace of dY."""
-    return _blocks(g, "DepthToSpace")
+    """DepthToSpace of dY, in the mode's order."""
+    return [g.op("DepthToSpace", g.dy, blocksize=g.attribute("blocksize", 1), mode=g.attribute("mode", "DCR"))]
 
 
 def trilu(g: GradientOp) -> Gradients:
@@ -138,5 +145,5 @@ def _scatter(g: GradientOp, gather_op: str, **attributes: Any) -> Gradients:
     if g.wants(0):
         data = dy
         if reduction == "none":
-            data = g.op(g.node.op_type, dy, indices, g.op("Mul", picked, g.number(0.0)), **attributes)
+            data = g.op(g.node.op_type, dy, indices, g.zeros_like(g.input(2)), **attributes)
     return [data, None, picked if g.wants(2) else None]
