@@ -124,6 +124,7 @@ CASES: dict[str, tuple[NodeProto, dict[str, Any]]] = {
     "Tile": (node("Tile", "a s"), {"a": X, "s": ints(2, 3)}),
     "Concat": (node("Concat", "a b", axis=-1), {"a": X, "b": draw(3, 2)}),
     "Split": (node("Split", "a s", axis=1, outputs=["y", "z"]), {"a": X, "s": ints(1, 3)}),
+    "Slice of a range": (node("Slice", "a s e"), {"a": X, "s": ints(-2, 1), "e": ints(9, 3)}),
     "Slice": (node("Slice", "a s e x t"), {"a": X, "s": ints(3), "e": ints(-9), "x": ints(1), "t": ints(-2)}),
     **{
         f"Pad {mode}": (node("Pad", "a p", mode=mode), {"a": X, "p": ints(1, 2, 2, 3)})
@@ -300,7 +301,18 @@ def test_finite_differences_in_onnxruntime(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Add row", "Mul more", "MatMul (2, 3, 4) (4, 2)", "Concat", "ReduceMean 0", "Where", "Tile", "Reshape"]
+    "name",
+    [
+        "Add row",
+        "Mul more",
+        "MatMul (2, 3, 4) (4, 2)",
+        "Concat",
+        "ReduceMean 0",
+        "Where",
+        "Tile",
+        "Reshape",
+        "Slice of a range",
+    ],
 )
 def test_dynamic_shapes(name: str) -> None:
     operator, given = CASES[name]

@@ -30,6 +30,12 @@ def rms_normalization(g: GradientOp) -> Gradients:
     return g.training_op("SimplifiedLayerNormalizationGrad", g.dy, x, scale, inv_std, like=like, axis=axis)
 
 
+def simplified_layer_normalization(g: GradientOp) -> Gradients:
+    """RMSNormalization's, as ONNX Runtime's optimiser writes it for older opsets."""
+    like, inv_std = g.if_wanted(0, 1), g.node.outputs[1]
+    return g.training_op("SimplifiedLayerNormalizationGrad", g.dy, g.input(0), g.input(1), inv_std, like=like)
+
+
 def batch_normalization(g: GradientOp) -> Gradients:
     """For fixed statistics dX = dY * scale / std, dscale = sum(dY * xhat), dB = sum(dY); else BatchNormalizationGrad's.
 

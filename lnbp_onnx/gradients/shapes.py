@@ -61,11 +61,47 @@ def split(g: GradientOp) -> Gradients:
 
 def cut(g: GradientOp) -> Gradients:
     """Slice: zeros of the shape of X, with dY where the slice is."""
-    return g.training_op(
-        "SliceGrad",
-        *(g.dy, g.shape_of(g.input(0)), g.input(1), g.input(2), g.optional_input(3), g.optional_input(4)),
-        like=g.if_wanted(0),
-    )
+    x, starts, axes, steps = g.input(0), g.input(1), g.optional_input(3), g.optional_input(4)
+    sliced = g.known_tensor(axes) if axes is not None else None
+    strides = g.known_tensor(steps) if steps is not None else None
+    if (axes is None or sliced is not None) and (
+        steps is None or (strides is not None and set(strides.numpy()) == {1})
+    ):
+        return [_put_back(g, x, starts, None if sliced is None else sliced.numpy().tolist())]
+    return g.training_op("SliceGrad", g.dy, g.shape_of(x), starts, g.input(2), axes, steps, like=g.if_wanted(0))
+
+
+def _put_back(g: GradientOp, x: ir.Value, starts: ir.Value, axes: list[int] | None) -> ir.Value:
+    """Return dY with zeros around it, where a Slice with steps of 1 began at `starts`."""
+    rank = g.rank(x)
+    axes = list(range(rank)) if axes is None else [axis % rank for axis in axes]
+    first, shape, sliced = g.known_tensor(starts), g.info(x).shape, g.info(g.node.outputs[0]).shape
+    lengths = [shape[axis] if shape is not None else None for axis in axes]
+    given = [sliced[axis] if sliced is not None else None for axis in axes]
+    if first is not None and all(isinstance(each, int) for each in (*lengths, *given)):
+        begins, ends = [0] * rank, [0] * rank
+        for start, axis, length, kept in zip(first.numpy().tolist(), axes, lengths, given, strict=False):
+            assert isinstance(length, int)
+            assert isinstance(kept, int)
+            begins[axis] = min(max(start + length if start < 0 else start, 0), length)
+            ends[axis] = length - begins[axis] - kept
+        pads = g.ints(*begins, *ends)
+    else:
+        whole, part = (g.op("Gather", each, g.ints(*axes)) for each in (g.shape_of(x), g.shape(g.dy)))
+        starts = g.cast(starts, ir.DataType.INT64)
+        begin = g.where(g.compare("Less", starts, g.ints(0)), g.op("Add", starts, whole), starts)
+        begin = g.op("Min", g.op("Max", begin, g.ints(0)), whole)
+        end = g.op("Sub", g.op("Sub", whole, begin), part)
+        places = {axis: place for place, axis in enumerate(axes)}
+        pads = g.joined(
+            *(
+                g.part(each, places[axis], places[axis] + 1) if axis in places else g.ints(0)
+                for each in (begin, end)
+                for axis in range(rank)
+            )
+        )
+    (dy,) = g.computed(g.dy)
+    return g.cast(g.op("Pad", dy, pads), g.element_type(x))
 
 
 def pad(g: GradientOp) -> Gradients:
