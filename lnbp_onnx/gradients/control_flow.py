@@ -75,7 +75,7 @@ class _Copy:
         """Return a new input for the gradient of a value."""
         info = self.writer.info(like)
         value = ir.Value(
-            name=self.walk.unique_name(f"{like.name}.grad"),
+            name=self.walk.unique_name(f"{self.writer.node.name or self.writer.node.op_type}/{like.name}_delta"),
             type=ir.TensorType(self.writer.element_type(like)),
             shape=None if info.shape is None else ir.Shape(info.shape),
         )
@@ -148,7 +148,7 @@ def if_gradient(g: GradientOp, walk: Walk, found: set[ir.Value]) -> Parts:
 
 
 def loop_gradient(g: GradientOp, walk: Walk, found: set[ir.Value]) -> Parts:
-    """Return the gradients of what a Loop or a Scan reads, by a Scan from its last iteration to its first one.
+    """Return the gradients of what a Loop or a Scan reads, by one of the same kind from the last iteration on.
 
     Args:
         g: The Loop or Scan, which is given further outputs.
@@ -164,8 +164,6 @@ def loop_gradient(g: GradientOp, walk: Walk, found: set[ir.Value]) -> Parts:
     given = [each for each in iteration.given if each.whole in deltas and each.value in inner]
 
     copy = _Copy(g, walk, iteration.body)
-    if g.node.op_type == "Loop":
-        _set_condition(copy)
     state_deltas = [copy.input(state.before) for state in states]
     totals = [copy.input(value) for value in outside]
     given_deltas = [copy.input(each.value) for each in given]
@@ -177,37 +175,85 @@ def loop_gradient(g: GradientOp, walk: Walk, found: set[ir.Value]) -> Parts:
         results[index] = copy.writer.op("Add", total, results[index])
     copy.finish(results)
 
-    scanned = [
-        *_read_again(g, walk, iteration, copy, is_needed=not given),
-        *(each.backwards(delta, deltas[each.whole]) for each, delta in zip(given, given_deltas, strict=True)),
-    ]
-    copy.graph.inputs.clear()
-    copy.graph.inputs.extend([*state_deltas, *totals, *(each.value for each in scanned)])
+    read = _read_again(g, walk, iteration, copy)
+    read += [each.backwards(delta, deltas[each.whole]) for each, delta in zip(given, given_deltas, strict=True)]
     begin = [deltas.get(state.result) or g.zeros_like(state.operand) for state in states]
     begin += [g.zeros_like(value) for value in outside]
     wholes = [*(state.operand for state in states), *outside, *(each.whole for each in taken)]
-    outputs = g.ops(
-        "Scan",
-        *begin,
-        *(each.whole for each in scanned),
-        outputs=len(wholes),
-        element_type=[g.element_type(value) for value in wholes],
-        body=copy.graph,
-        num_scan_inputs=len(scanned),
-        scan_input_axes=[each.axis for each in scanned],
-        scan_input_directions=[each.direction for each in scanned],
-        scan_output_axes=[each.axis for each in taken],
-        scan_output_directions=[1 - each.direction for each in taken],
-    )
+    carried = [*state_deltas, *totals]
+    if g.node.op_type == "Loop":
+        outputs = _loop(g, walk, copy, carried, begin, read)
+    else:
+        outputs = _scan(g, copy, carried, begin, read, taken)
     return [(value, output) for value, output in zip(wholes, outputs, strict=True) if value in found]
 
 
-def _read_again(g: GradientOp, walk: Walk, iteration: Iteration, copy: _Copy, *, is_needed: bool) -> list[Slices]:
-    """Return what the iterations backwards read of what those forwards did; one at least where that `is_needed`."""
+def _scan(
+    g: GradientOp,
+    copy: _Copy,
+    carried: Sequence[ir.Value],
+    begin: Sequence[ir.Value],
+    read: Sequence[Slices],
+    taken: Sequence[Slices],
+) -> Sequence[ir.Value]:
+    copy.graph.inputs.clear()
+    copy.graph.inputs.extend([*carried, *(each.value for each in read)])
+    return g.ops(
+        "Scan",
+        *begin,
+        *(each.whole for each in read),
+        outputs=len(begin) + len(taken),
+        element_type=[g.element_type(value) for value in (*begin, *(each.whole for each in taken))],
+        body=copy.graph,
+        num_scan_inputs=len(read),
+        scan_input_axes=[each.axis for each in read],
+        scan_input_directions=[each.direction for each in read],
+        scan_output_axes=[each.axis for each in taken] or None,
+        scan_output_directions=[1 - each.direction for each in taken] or None,
+    )
+
+
+def _loop(
+    g: GradientOp,
+    walk: Walk,
+    copy: _Copy,
+    carried: Sequence[ir.Value],
+    begin: Sequence[ir.Value],
+    read: Sequence[Slices],
+) -> Sequence[ir.Value]:
+    # Not Scan, which ONNX Runtime does not run without iterations.
+    count = g.squeeze(g.part(g.shape(read[0].whole), 0, 1), 0)
+    last = g.op("Sub", count, g.constant(1, ir.DataType.INT64))
+    number, condition, *_ = copy.graph.inputs
+    inner = walk.nested(copy.graph).op(g.node, [], [])
+    reversed_number, true = copy.input(number), inner.constant(True, ir.DataType.BOOL)
+    place = inner.op("Sub", last, reversed_number)
+    for value, replacement in ((number, place), (condition, true)):
+        value.replace_all_uses_with(replacement)
+    for each in read:
+        if each.value.uses():
+            each.value.replace_all_uses_with(inner.op("Gather", each.whole, place, axis=0))
+    goes_on = inner.op("Identity", true)
+    results = list(copy.graph.outputs)
+    nodes = list(copy.graph)
+    copy.graph.outputs.clear()
+    copy.graph.remove(nodes)
+    copy.graph.extend([*inner.nodes, *nodes])
+    copy.graph.inputs.clear()
+    boolean = ir.TensorType(ir.DataType.BOOL)
+    ignored = ir.Value(name=walk.unique_name(f"{condition.name}_ignored"), type=boolean, shape=ir.Shape([]))
+    copy.graph.inputs.extend([reversed_number, ignored, *carried])
+    copy.graph.outputs.extend([goes_on, *results])
+    types = [g.element_type(value) for value in begin]
+    true = g.constant(True, ir.DataType.BOOL)
+    return g.ops("Loop", count, true, *begin, outputs=len(begin), element_type=types, body=copy.graph)
+
+
+def _read_again(g: GradientOp, walk: Walk, iteration: Iteration, copy: _Copy) -> list[Slices]:
+    """Return what the iterations backwards read of what those forwards did; one at least, which tells their number."""
     taken = {each.value: each for each in iteration.taken}
-    read = [value for value in iteration.body.inputs if copy.of(value).uses()]
-    if is_needed and not read:
-        read = [iteration.body.inputs[-1 if taken else 0]]
+    inputs = iteration.body.inputs[2:] if g.node.op_type == "Loop" else iteration.body.inputs
+    read = [value for value in inputs if copy.of(value).uses()] or [iteration.body.inputs[-1 if taken else 0]]
     return [
         taken[value].backwards(copy.of(value), taken[value].whole)
         if value in taken
@@ -234,15 +280,3 @@ def _stacked(g: GradientOp, walk: Walk, iteration: Iteration, value: ir.Value) -
     result = node.outputs[-1]
     walk.infos[result] = TensorInfo(info.element_type, None if info.shape is None else (None, *info.shape))
     return result
-
-
-def _set_condition(copy: _Copy) -> None:
-    """Make the condition of an iteration what it always is."""
-    condition = copy.graph.inputs[1]
-    if condition.uses():
-        true = ir.Node(
-            "", "Constant", [], [ir.AttrTensor("value", ir.tensor(True))], name=copy.walk.unique_name("true")
-        )
-        true.outputs[0].name = true.name
-        copy.graph.insert_before(copy.graph[0], true)
-        condition.replace_all_uses_with(true.outputs[0])
