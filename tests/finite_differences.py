@@ -15,6 +15,7 @@ from onnx.reference.op_run import OpRun
 import lnbp_onnx
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
+Runtime = Callable[[ModelProto, Arrays], dict[str, np.ndarray[Any, Any]]]
 DOUBLE, FLOAT, INT64 = TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.INT64
 
 _STEP = 1e-5
@@ -64,38 +65,52 @@ def run_in_onnxruntime(model: ModelProto, feeds: Arrays) -> dict[str, np.ndarray
     return dict(zip([output.name for output in session.get_outputs()], session.run(None, dict(feeds)), strict=True))
 
 
-def check(model: ModelProto, given: Arrays, *, is_checked: bool = True) -> ModelProto:
+def check(
+    model: ModelProto, given: Arrays, *, is_checked: bool = True, run: Runtime = run, also: Arrays | None = None
+) -> ModelProto:
     """Compare the products of gradients and a drawn direction with central differences along it, in double.
 
-    Return the model with the gradients.
+    Args:
+        model: The model, whose output `y` is differentiated.
+        given: Its inputs; it is differentiated by those in double.
+        is_checked: Whether onnx's checker must take the result.
+        run: What runs it.
+        also: Further inputs.
+
+    Returns:
+        The model with the gradients.
     """
-    return _check(run, model, given, np.float64, _STEP, 1e-6, is_checked)
+    return _check(run, model, given, np.float64, _STEP, 1e-6, is_checked, also or {})
 
 
 def check_linear(model: ModelProto, given: Arrays) -> ModelProto:
     """Do the same for a model that is linear in each input, in float in ONNX Runtime."""
-    return _check(run_in_onnxruntime, model, given, np.float32, 1.0, 1e-4, True)
+    return _check(run_in_onnxruntime, model, given, np.float32, 1.0, 1e-4, True, {})
 
 
 def _check(
-    run: Callable[[ModelProto, Arrays], dict[str, np.ndarray[Any, Any]]],
+    run: Runtime,
     model: ModelProto,
     given: Arrays,
     dtype: type,
     step: float,
     tolerance: float,
     is_checked: bool,
+    also: Arrays,
 ) -> ModelProto:
-    feeds = {name: array for name, array in given.items() if array.dtype == dtype}
+    sources = {name: array for name, array in given.items() if array.dtype == dtype}
+    feeds = {**sources, **also}
     rng = np.random.default_rng(3)
     y = run(model, feeds)["y"]
-    seed = rng.normal(size=np.shape(y)).astype(dtype)
-    result = lnbp_onnx.gradient(model, of="y", wrt=list(feeds), seed="y.seed")
+    seed: np.ndarray[Any, Any] = rng.normal(size=np.shape(y)).astype(dtype)
+    result = lnbp_onnx.gradient(model, of="y", wrt=list(sources), seed="y.seed")
     if is_checked:
         onnx.checker.check_model(result)
+    names = [node.name for node in result.graph.node if node.name]
+    assert len(names) == len(set(names))
     gradients = run(result, {**feeds, "y.seed": seed})
     np.testing.assert_allclose(gradients["y"], y, rtol=1e-5)
-    for name, value in feeds.items():
+    for name, value in sources.items():
         assert gradients[f"{name}.grad"].shape == value.shape
         assert gradients[f"{name}.grad"].dtype == dtype
         direction = rng.normal(size=value.shape)

@@ -191,12 +191,6 @@ def test_what_is_not_covered_is_listed_whole() -> None:
         ("m (float[3] a) => (float y) { y = ReduceSum <keepdims=0> (a) }", {"wrt": None}, "no initializer"),
         ("m (float[3] a) => (float[3] y) { y = Neg (a) }", {"seed": "a"}, "'a' already"),
         (
-            "m (bool c, float a) => (float y) { y = If (c) <then_branch = t () => (float u) { u = Neg (a) },"
-            " else_branch = e () => (float v) { v = Abs (a) }> }",
-            {},
-            "If node 'y'",
-        ),
-        (
             "m (float[3] a) => (float y) { q = Cast <to = 17> (a) b = Cast <to = 1> (q) c = Add (a, b)"
             " y = ReduceSum <keepdims = 0> (c) }",
             {},

@@ -121,8 +121,9 @@ def embed_layer_normalization(w: TrainingOp) -> Outputs:
     if w.is_wanted(1):
         mask = w.optional_input(7)
         if mask is None:
-            w.refuse("it has the output mask_index without an input mask (connect it, or remove the output)")
-        mask_index = w.reduce("ReduceSum", mask, [1], keepdims=False)
+            mask_index = w.filled(w.part(w.shape(ids), 0, 1), 0, ir.DataType.INT32)
+        else:
+            mask_index = w.reduce("ReduceSum", mask, [1], keepdims=False)
     return [y, mask_index, total]
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import onnx_ir as ir
 
 from lnbp_onnx.graphs.inference import constant_tensor
+from lnbp_onnx.graphs.operators import name_of
 from lnbp_onnx.node import TensorInfo
 from lnbp_onnx.training_ops import REWRITINGS, TrainingOp
 from lnbp_onnx.training_ops.broadcasting import summed_to
@@ -134,7 +135,9 @@ class GradientOp(TrainingOp):
                 infos[output] = self.info(value)
         given = {name: attribute for name, attribute in self.node.attributes.items() if name not in attributes}
         added = [ir.convenience.convert_attribute(*each) for each in attributes.items()]
-        node = ir.Node("", op_type, inputs, [*given.values(), *added], outputs=outputs, name=self.node.name)
+        # The forward node keeps its name.
+        name = self._unique_name(f"{name_of(self.node)}/{op_type}")
+        node = ir.Node("", op_type, inputs, [*given.values(), *added], outputs=outputs, name=name)
         op = TrainingOp(node, infos, self.opset, self._unique_name)
         op.subject, op.nodes, op.steps, op._constants = self.subject, self.nodes, self.steps, self._constants
         try:
