@@ -163,6 +163,30 @@ def gelu(g: GradientOp) -> Gradients:
     return g.training_op(op_type, g.dy, g.input(0), like=g.if_wanted(0))
 
 
+def quick_gelu(g: GradientOp) -> Gradients:
+    """For X * s with s = sigmoid(alpha * X): dY * s * (1 + alpha * X * (1 - s))."""
+    return g.training_op("QuickGeluGrad", g.dy, g.input(0), like=g.if_wanted(0))
+
+
+def bias_gelu(g: GradientOp) -> Gradients:
+    """Gelu's of the sum of both inputs."""
+    return _with_bias(g, "BiasGeluGrad_dX")
+
+
+def fast_gelu(g: GradientOp) -> Gradients:
+    """Gelu's with approximate = tanh, of the sum of both inputs where there are two."""
+    if g.optional_input(1) is None:
+        return g.training_op("FastGeluGrad", g.dy, g.input(0), like=g.if_wanted(0))
+    return _with_bias(g, "BiasFastGeluGrad_dX")
+
+
+def _with_bias(g: GradientOp, op_type: str) -> Gradients:
+    x, bias = g.input(0), g.input(1)
+    (dx,) = g.training_op(op_type, g.dy, x, bias, like=[x])
+    assert dx is not None
+    return [dx, g.unbroadcast(dx, bias) if g.wants(1) else None]
+
+
 def _exponential(g: GradientOp, alpha: float, gamma: float) -> Gradients:
     slope = g.op("Mul", g.number(alpha * gamma), g.op("Exp", g.input(0)))
     positive = g.compare("Greater", g.input(0), g.number(0.0))
@@ -187,14 +211,18 @@ def selu(g: GradientOp) -> Gradients:
 
 
 def clip(g: GradientOp) -> Gradients:
-    """dY where min <= X <= max, else 0."""
-    g.refuse_gradient(1, 2)
-    x, result = g.input(0), g.dy
+    """dY where min <= X <= max, else 0; for the bounds the sum of dY where X is beyond them."""
+    x, dx, zero = g.input(0), g.dy, g.number(0.0)
+    bounds: list[ir.Value | None] = []
     for index, op_type in ((1, "Less"), (2, "Greater")):
         bound = g.optional_input(index)
-        if bound is not None:
-            result = g.where(g.compare(op_type, x, bound), g.number(0.0), result)
-    return [result]
+        if bound is None:
+            bounds.append(None)
+            continue
+        beyond = g.compare(op_type, x, bound)
+        bounds.append(g.op("ReduceSum", g.where(beyond, g.dy, zero), keepdims=0) if g.wants(index) else None)
+        dx = g.where(beyond, zero, dx)
+    return [dx, *bounds]
 
 
 def prelu(g: GradientOp) -> Gradients:

@@ -147,8 +147,6 @@ def _apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) ->
     _write_graph(model.graph, proto.graph, origins, new_protos)
     added_inputs = model.graph.inputs[len(proto.graph.input) :]
     proto.graph.input.extend(ir.serde.serialize_value(value) for value in added_inputs)
-    added_outputs = model.graph.outputs[len(proto.graph.output) :]
-    proto.graph.output.extend(ir.serde.serialize_value(output) for output in added_outputs)
     if not proto.training_info:
         # The graphs of a training_info may use the initializers.
         _remove_initializers(model.graph, proto.graph, origins)
@@ -219,7 +217,12 @@ def _canonical(domain: str) -> str:
 def _write_graph(
     graph: ir.Graph, proto: GraphOrFunction, origins: dict[ir.Node, onnx.NodeProto], new_protos: NewProtos
 ) -> None:
-    """Make the nodes of `proto` those of `graph`; a node that was read from it is kept as it was read."""
+    """Make the nodes of `proto` those of `graph`; a node that was read from it is kept as it was read.
+
+    Outputs that the graph has beyond those of `proto` are added.
+    """
+    if isinstance(proto, onnx.GraphProto):
+        proto.output.extend(ir.serde.serialize_value(output) for output in graph.outputs[len(proto.output) :])
     nodes = [(node, origins.get(node)) for node in graph]
     for node, node_proto in nodes:
         if node_proto is not None:
@@ -269,5 +272,8 @@ def _write_node(node: ir.Node, proto: onnx.NodeProto) -> None:
     for index, output in enumerate(node.outputs):
         if output.name and not proto.output[index]:
             proto.output[index] = output.name
-    written = {attribute.name for attribute in proto.attribute}
+    written = {attribute.name: attribute for attribute in proto.attribute}
+    for name, attribute in node.attributes.items():
+        if attribute.type == ir.AttributeType.INTS and name in written and not attribute.is_ref():
+            written[name].ints[:] = attribute.as_ints()
     proto.attribute.extend(ir.to_proto(attribute) for name, attribute in node.attributes.items() if name not in written)

@@ -31,8 +31,9 @@ def _type_of(position: int) -> _Like:
     return _Like(position, in_shape=False)
 
 
-# For each output. InPlaceAccumulatorV2 is not here: its first output is a boolean, which no input of it need be.
-_LIKE: dict[str, tuple[_Like, ...]] = {
+# For each output, None where nothing tells. InPlaceAccumulatorV2 is not here: its first output is a boolean, which no
+# input of it need be.
+_LIKE: dict[str, tuple[_Like | None, ...]] = {
     **dict.fromkeys(
         (
             "BiasFastGeluGrad_dX",
@@ -69,6 +70,9 @@ _LIKE: dict[str, tuple[_Like, ...]] = {
     "ConvGrad": (_same_as(1), _same_as(2), _type_of(2)),
     "ConvTransposeGrad": (_same_as(1), _same_as(2), _type_of(2)),
     "DivGrad": (_same_as(1), _same_as(2)),
+    "EmbedLayerNormalization": (_type_of(2), None, _type_of(2)),
+    "FusedConv": (_type_of(0),),
+    "FusedGemm": (_type_of(0),),
     "FusedMatMul": (_type_of(0),),
     "GatherElementsGrad": (_type_of(0),),
     "GatherGrad": (_type_of(2),),
@@ -79,6 +83,8 @@ _LIKE: dict[str, tuple[_Like, ...]] = {
     "ReduceSumTraining": (_type_of(0),),
     "ResizeGrad": (_same_as(1),),
     "SimplifiedLayerNormalizationGrad": (_same_as(1), _same_as(2)),
+    "SkipLayerNormalization": (_same_as(0), None, None, _same_as(0)),
+    "SkipSimplifiedLayerNormalization": (_same_as(0), None, None, _same_as(0)),
     "SliceGrad": (_type_of(0),),
     "SoftmaxCrossEntropyLossGrad": (_same_as(1),),
     "SoftmaxCrossEntropyLossInternal": (_type_of(0), _same_as(0)),
@@ -98,7 +104,7 @@ def is_foreign(node: NodeProto) -> bool:
 def stand_ins(node: NodeProto) -> Iterator[NodeProto]:
     """Yield the nodes that stand in for a foreign one, one for each output of which something is known."""
     for output, like in zip(node.output, _LIKE[node.op_type], strict=False):
-        if not output or like.position >= len(node.input) or not node.input[like.position]:
+        if not output or like is None or like.position >= len(node.input) or not node.input[like.position]:
             continue
         template = node.input[like.position]
         if like.in_shape:

@@ -6,25 +6,20 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.gradients.backward import Backward
 from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, infer
+from lnbp_onnx.graphs.inline import inline_functions
 from lnbp_onnx.graphs.names import names_in, unique_names
-from lnbp_onnx.graphs.onnx_calls import sizes_written_out
 from lnbp_onnx.node import TensorInfo
 
 OLDEST_OPSET = 13
 """The oldest default-domain opset whose operators the rules are written for."""
 
 _NAMES_SHOWN = 10
-
-
-# onnx_ir's inlining takes a time that grows with the square of the nodes.
-_MOST_INLINED = 2_000
 
 
 @dataclass
@@ -81,11 +76,13 @@ class GradientPass(ir.passes.InPlacePass):
             )
         _inline_functions(model)
         graph = model.graph
-        infos = infer(graph, Functions(model.functions.values()), model.opset_imports)
+        functions = Functions(model.functions.values())
+        infos = infer(graph, functions, model.opset_imports)
         unique_name = unique_names(names_in(graph))
         backward = Backward(graph, infos, opset, unique_name)
         of = self._value(graph)
         sources = self._sources(graph, infos, backward, of)
+        of = backward.with_bodies(of, sources, lambda: infer(graph, functions, model.opset_imports))
         seed = self._seed_input(graph, infos, of) if self._seed is not None else backward.scalar_one(of)
         if self._seed is not None and unique_name(self._seed) != self._seed:
             raise InvalidModelError(f"seed: the model has the name {self._seed!r} already (choose another one).")
@@ -190,18 +187,4 @@ def _inline_functions(model: ir.Model) -> None:
                     f"The function {function.domain}::{function.name} imports version {version} of domain "
                     f"{domain or 'ai.onnx'!r}, and the model {imported}; it cannot be inlined (convert one of them)."
                 )
-    count = _called_nodes(model)
-    if count > _MOST_INLINED:
-        raise InvalidModelError(
-            f"The calls of the model's functions hold {count} nodes when they are written out; {_MOST_INLINED} are "
-            "written out here (do it before, with onnx.inliner.inline_local_functions)."
-        )
-    InlinePass()(model)
-
-
-def _called_nodes(model: ir.Model) -> int:
-    """Return how many nodes the calls in the main graph are when each is written out."""
-    sizes = sizes_written_out(
-        {key: [node.op_identifier() for node in function.all_nodes()] for key, function in model.functions.items()}
-    )
-    return sum(sizes.get(node.op_identifier(), 0) for node in model.graph.all_nodes())
+    inline_functions(model)
