@@ -6,16 +6,29 @@ Each takes a model in any form: a ModelProto, an ``onnx_ir.Model``, a path, or a
 data is read into the result, as ``onnx.load`` does it, while that of a model in memory is not looked at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, overload
 
 import onnx_ir as ir
 from onnx import ModelProto
 
-from lnbp_onnx.files.model_like import read_whole_model
+from lnbp_onnx.files.model_io import STANDARD_STREAM, save_model
+from lnbp_onnx.files.model_like import read_model, read_whole_model
+from lnbp_onnx.files.parameters import put_values
 from lnbp_onnx.graphs.edit import apply
-from lnbp_onnx.passes import DecomposePass, EmbedPass, FusePass, GradientPass, InTurn, OrtTrainingPass, ScatterPass
+from lnbp_onnx.passes import (
+    DecomposePass,
+    EmbedPass,
+    FusePass,
+    GradientPass,
+    InTurn,
+    OrtTrainingPass,
+    ScatterPass,
+    TrainingStepPass,
+)
+from lnbp_onnx.training.optimizers import Optimizer
 
 
 # ONNX's own class comes first: without type stubs for protobuf a checker takes it for any class.
@@ -121,3 +134,98 @@ def gradient(model: Any, *, of: str, wrt: Sequence[str] | None = None, seed: str
         InvalidNodeError: Where a LayerNormalization is one that LayerNormBackprop does not take.
     """
     return apply(read_whole_model(model), GradientPass(of=of, wrt=wrt, seed=seed))
+
+
+@overload
+def training_step(
+    model: ModelProto | str | Path | bytes,
+    *,
+    optimizer: Optimizer,
+    of: str | None = ...,
+    wrt: Sequence[str] | None = ...,
+    clip_norm: float | None = ...,
+    accumulation_steps: int = ...,
+) -> ModelProto: ...
+@overload
+def training_step(
+    model: ir.Model,
+    *,
+    optimizer: Optimizer,
+    of: str | None = ...,
+    wrt: Sequence[str] | None = ...,
+    clip_norm: float | None = ...,
+    accumulation_steps: int = ...,
+) -> ir.Model: ...
+def training_step(
+    model: Any,
+    *,
+    optimizer: Optimizer,
+    of: str | None = None,
+    wrt: Sequence[str] | None = None,
+    clip_norm: float | None = None,
+    accumulation_steps: int = 1,
+) -> Any:
+    """Return a model of which each run is a step of training: a batch, parameters and state in, the new ones out.
+
+    A loop feeds to a run what the last one gave: each output ``NAME.updated`` to the input NAME. All of these inputs
+    have defaults, so that the first run needs none:
+
+    - the parameters, with their values;
+    - the optimizer's states of each, such as ``<parameter>.exp_avg``, zero; in float for parameters of a half type;
+    - ``step``, int64, the number of runs before this one;
+    - ``learning_rate``, a float, the optimizer's `lr`. It has no output; the loop may feed what its schedule wants.
+
+    The other outputs of the model, such as the loss and ``<buffer>.updated``, stay; those of the parameters' gradients
+    do not. `model` stays as it is.
+
+    Args:
+        model: As `decompose` takes it; the result is of the same kind as there. It has a loss, or the gradients of one
+            already, as outputs ``<parameter>.grad`` of initializers: what `gradient` and ``export_joint`` return.
+        optimizer: `AdamW` or `SGD`.
+        of: The loss, for a model without gradients; a scalar, as for `gradient`.
+        wrt: The parameters, where `of` is given: as for `gradient`.
+        clip_norm: What the norm of all gradients together is limited to, as ``torch.nn.utils.clip_grad_norm_`` does it.
+        accumulation_steps: From how many runs a step is taken: every run adds its gradients to the states
+            ``<parameter>.accumulated``, and the last of them takes the step, with their mean.
+
+    Raises:
+        InvalidModelError: As for `gradient`; where the model has no gradients of parameters and `of` is not given,
+            where it has a name already that the step needs, and where a pattern of the optimizer matches no parameter.
+        InvalidNodeError: As for `gradient`.
+        ValueError: Where `clip_norm` or `accumulation_steps` is out of its range, or `wrt` is given without `of`.
+    """
+    if of is None and wrt is not None:
+        raise ValueError("wrt is given without of; the gradients that a model has are taken as they are.")
+    differentiation = [] if of is None else [GradientPass(of=of, wrt=wrt)]
+    step = TrainingStepPass(optimizer, clip_norm=clip_norm, accumulation_steps=accumulation_steps)
+    return apply(read_whole_model(model), InTurn(*differentiation, step))
+
+
+@overload
+def save_parameters(
+    model: ModelProto | str | Path | bytes, values: Mapping[str, Any], path: str | Path | None = ...
+) -> ModelProto: ...
+@overload
+def save_parameters(model: ir.Model, values: Mapping[str, Any], path: str | Path | None = ...) -> ir.Model: ...
+def save_parameters(model: Any, values: Mapping[str, Any], path: str | Path | None = None) -> Any:
+    """Return the model with other values of its initializers: a forward model with its trained parameters.
+
+    Args:
+        model: As `decompose` takes it; the result is of the same kind as there. It stays as it is.
+        values: Arrays by the initializer's name, of its type and shape; initializers of other names stay.
+        path: Where to write the result, whole or not at all: external data in another folder is copied beside it, and
+            from 2 GB on all of it is external. The returned model then refers to that data.
+
+    Raises:
+        InvalidModelError: Where the model cannot be used, or `path` not be written; where a value belongs to no
+            initializer, or is not of its type and shape. All such values are named.
+    """
+    if path is None:
+        result = read_whole_model(model)
+        result = result.clone() if isinstance(result, ir.Model) else deepcopy(result)
+        put_values(result, values)
+        return result
+    proto, source = read_model(model)
+    put_values(proto, values)
+    save_model(proto, Path(path), source or STANDARD_STREAM)
+    return ir.load(path) if isinstance(model, ir.Model) else proto

@@ -3,6 +3,7 @@
 
 import contextlib
 import copy
+import enum
 import itertools
 import logging
 import math
@@ -13,7 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -55,9 +56,11 @@ from lnbp_onnx.passes import (
     InTurnResult,
     OrtTrainingPass,
     ScatterPass,
+    TrainingStepPass,
 )
 from lnbp_onnx.running.compare import ATOL, RTOL
 from lnbp_onnx.running.compare import compare as compare_models
+from lnbp_onnx.training.optimizers import SGD, AdamW, Optimizer
 
 EXIT_FAILED = 1
 EXIT_UNUSABLE = 2
@@ -262,28 +265,33 @@ _add_rewriting(
 )
 
 
+def _models(suffix: str) -> Any:
+    """Return the argument of a command that takes one model and may be given where to write."""
+    return typer.Argument(
+        metavar="IN",
+        help=f"The model to read, and OUT, where to write it: by default IN.{suffix}.onnx, beside it. - is standard "
+        "input, and standard output.",
+        parser=path_of,
+        show_default=False,
+    )
+
+
+Wrt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--wrt",
+        metavar="PATTERN",
+        help="Inputs and initializers to differentiate by, as the shell's patterns; may be repeated. By default every "
+        "initializer of a floating type that NAME depends on.",
+    ),
+]
+
+
 @app.command()
 def gradient(
-    models: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IN",
-            help="The model to read, and OUT, where to write it: by default IN.gradient.onnx, beside it. - is standard "
-            "input, and standard output.",
-            parser=path_of,
-            show_default=False,
-        ),
-    ],
+    models: Annotated[list[Path], _models("gradient")],
     of: Annotated[str, typer.Option("--of", metavar="NAME", help="The value to differentiate.")],
-    wrt: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--wrt",
-            metavar="PATTERN",
-            help="Inputs and initializers to differentiate by, as the shell's patterns; may be repeated. By default "
-            "every initializer of a floating type that NAME depends on.",
-        ),
-    ] = None,
+    wrt: Wrt = None,
     seed: Annotated[
         str | None,
         typer.Option("--seed", metavar="NAME", help="A further input that the gradients are multiplied by."),
@@ -303,6 +311,91 @@ def gradient(
     printer = Printer(as_json, quiet, to_stderr=_is_to_stdout([job], size_threshold))
     request = _Request(0, RTOL, ATOL, {}, size_threshold, dry_run, several=False)
     printer.data(_rewrite(job, request, [GradientPass(of=of, wrt=wrt, seed=seed, patterns=True)], "", printer))
+
+
+class _OptimizerName(enum.StrEnum):
+    """The optimizers, as ``--optimizer`` names them."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
+_OPTIMIZERS: dict[_OptimizerName, type[Optimizer]] = {_OptimizerName.ADAMW: AdamW, _OptimizerName.SGD: SGD}
+
+
+@app.command(name="train-step")
+def train_step(
+    models: Annotated[list[Path], _models("training")],
+    of: Annotated[
+        str | None,
+        typer.Option("--of", metavar="NAME", help="The loss. By default the gradients that the model has are taken."),
+    ] = None,
+    wrt: Wrt = None,
+    optimizer: Annotated[_OptimizerName, typer.Option("--optimizer", help="As torch.optim.AdamW or SGD.")] = (
+        _OptimizerName.ADAMW
+    ),
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="The default of the input learning_rate; 0.001 where not given.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option("--weight-decay", help="By default 0.01 of adamw, 0 of sgd.")
+    ] = None,
+    no_weight_decay: Annotated[
+        list[str] | None,
+        typer.Option("--no-weight-decay", metavar="PATTERN", help="Parameters that do not decay; may be repeated."),
+    ] = None,
+    betas: Annotated[
+        tuple[float, float] | None, typer.Option("--betas", help="Of adamw; 0.9 0.999 by default.")
+    ] = None,
+    eps: Annotated[float | None, typer.Option("--eps", help="Of adamw; 1e-8 by default.")] = None,
+    momentum: Annotated[float | None, typer.Option("--momentum", help="Of sgd; 0 by default.")] = None,
+    dampening: Annotated[float | None, typer.Option("--dampening", help="Of sgd; 0 by default.")] = None,
+    nesterov: Annotated[bool | None, typer.Option("--nesterov", help="Of sgd.", show_default=False)] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option("--clip-norm", help="The largest norm of all gradients together.")
+    ] = None,
+    accumulation_steps: Annotated[
+        int, typer.Option("--accumulation-steps", help="From the gradients of how many runs a step is taken.")
+    ] = 1,
+    output: Output = None,
+    in_place: InPlace = False,
+    force: Force = False,
+    save_as_external_data: External = False,
+    size_threshold: SizeThreshold = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a model a step of training: a batch, parameters and state in, the loss and NAME.updated of each out."""
+    settings: dict[str, Any] = {
+        name: value
+        for name, value in {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "no_weight_decay": no_weight_decay,
+            "betas": betas,
+            "eps": eps,
+            "momentum": momentum,
+            "dampening": dampening,
+            "nesterov": nesterov,
+        }.items()
+        if value is not None
+    }
+    kind = _OPTIMIZERS[optimizer]
+    for name in settings.keys() - {field.name for field in fields(kind)}:
+        raise UsageError(f"--{name.replace('_', '-')} is no setting of {optimizer}; leave it out.")
+    if wrt is not None and of is None:
+        raise UsageError("--wrt is for a model without gradients; give --of, the loss, or leave out --wrt.")
+    try:
+        step = TrainingStepPass(kind(**settings), clip_norm=clip_norm, accumulation_steps=accumulation_steps)
+    except ValueError as error:
+        raise UsageError(f"--{str(error).replace('_', '-', 1)}") from error
+    passes = [] if of is None else [GradientPass(of=of, wrt=wrt, patterns=True)]
+    size_threshold = _size_threshold(save_as_external_data, size_threshold)
+    (job,) = jobs(models, output, None, in_place=in_place, force=force, suffix="training")
+    printer = Printer(as_json, quiet, to_stderr=_is_to_stdout([job], size_threshold))
+    request = _Request(0, RTOL, ATOL, {}, size_threshold, dry_run, several=False)
+    printer.data(_rewrite(job, request, [*passes, step], "", printer))
 
 
 @app.command()
@@ -489,7 +582,9 @@ def _rewrite(
         if printer.verbose:
             printer.show(report.scattered_table(data["scattered"]))
         printer.say(f"ScatterND nodes with a reduction rewritten: {len(data['scattered'])}.")
-    if data.get("gradients"):
+    if data.get("parameters"):
+        printer.say(f"Parameters that are trained: {', '.join(map(printable, data['parameters']))}.")
+    elif data.get("gradients"):
         printer.say(f"Gradients: {', '.join(map(printable, data['gradients']))}.")
     if data["nodes"]:
         table = report.fused_table if "missed" in data else report.operators_table

@@ -22,7 +22,14 @@ from lnbp_onnx.graphs.operators import Operator
 from lnbp_onnx.graphs.protos import model_nodes
 from lnbp_onnx.graphs.specialise import specialised_operators
 from lnbp_onnx.node import BackpropNode
-from lnbp_onnx.passes import FuseResult, GradientResult, OrtTrainingResult, ScatterResult, held_training_ops
+from lnbp_onnx.passes import (
+    FuseResult,
+    GradientResult,
+    OrtTrainingResult,
+    ScatterResult,
+    TrainingStepResult,
+    held_training_ops,
+)
 from lnbp_onnx.running import native
 from lnbp_onnx.running.compare import Comparison
 from lnbp_onnx.running.session import IN_HOST_MEMORY
@@ -53,6 +60,8 @@ def outcomes(result: ir.passes.PassResult) -> dict[str, Any]:
         }
     if isinstance(result, GradientResult):
         return {"nodes": [], "gradients": list(result.gradients)}
+    if isinstance(result, TrainingStepResult):
+        return {"nodes": [], "parameters": list(result.parameters), "states": list(result.states)}
     if isinstance(result, FuseResult):
         return {
             "nodes": [

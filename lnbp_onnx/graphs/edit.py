@@ -36,8 +36,8 @@ def apply(model: AnyModel, rewriting: ir.passes.InPlacePass) -> AnyModel:
     Args:
         model: A ModelProto, whose external data is not looked at, or an ``onnx_ir.Model``.
         rewriting: A pass that adds and removes nodes, functions and imports, removes initializers, appends inputs and
-            outputs to the main graph, pads a node's inputs, trims its omitted outputs or names them, or adds attributes
-            to it, and leaves the rest alone.
+            outputs to the main graph, adds initializers to it and removes outputs from it, pads a node's inputs, trims
+            its omitted outputs or names them, or adds attributes to it, and leaves the rest alone.
     """
     with blamed_on_model(model), _collection_paused():
         if isinstance(model, ir.Model):
@@ -147,8 +147,10 @@ def _apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) ->
     _write_graph(model.graph, proto.graph, origins, new_protos)
     added_inputs = model.graph.inputs[len(proto.graph.input) :]
     proto.graph.input.extend(ir.serde.serialize_value(value) for value in added_inputs)
-    added_outputs = model.graph.outputs[len(proto.graph.output) :]
-    proto.graph.output.extend(ir.serde.serialize_value(output) for output in added_outputs)
+    _write_outputs(model.graph, proto.graph)
+    names = {tensor.name for tensor in proto.graph.initializer}
+    added = [value.const_value for name, value in model.graph.initializers.items() if name not in names]
+    proto.graph.initializer.extend(ir.serde.serialize_tensor(tensor) for tensor in added if tensor is not None)
     if not proto.training_info:
         # The graphs of a training_info may use the initializers.
         _remove_initializers(model.graph, proto.graph, origins)
@@ -258,6 +260,20 @@ def _remove_initializers(graph: ir.Graph, proto: onnx.GraphProto, origins: dict[
         if node in origins:
             for subgraph, subgraph_proto in _subgraph_pairs(node, origins[node]):
                 _remove_initializers(subgraph, subgraph_proto, origins)
+
+
+def _write_outputs(graph: ir.Graph, proto: onnx.GraphProto) -> None:
+    """Remove outputs that `graph` does not have any more, which stay values of it, and append those that are new."""
+    names = {output.name for output in graph.outputs}
+    declared = {info.name for info in proto.value_info}
+    removed = [output for output in proto.output if output.name not in names | declared]
+    kept = [output for output in proto.output if output.name in names]
+    added = [ir.serde.serialize_value(output) for output in graph.outputs[len(kept) :]]
+    if len(kept) < len(proto.output):
+        result = onnx.GraphProto(output=kept, value_info=removed)
+        proto.ClearField("output")
+        proto.MergeFrom(result)
+    proto.output.extend(added)
 
 
 def _write_node(node: ir.Node, proto: onnx.NodeProto) -> None:

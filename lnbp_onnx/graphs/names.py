@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names for what is added to a graph."""
+"""Names: for what is added to a graph, and those that a pattern stands for."""
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
@@ -32,3 +33,8 @@ def names_in(graph: ir.Graph) -> set[str | None]:
             taken.add(node.name)
             taken.update(value.name for value in (*node.outputs, *node.inputs) if value is not None)
     return taken
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Return whether a pattern of the shell's kind stands for a name; one that is the name itself does."""
+    return name == pattern or fnmatchcase(name, pattern)

@@ -10,6 +10,9 @@ from lnbp_onnx.errors import InvalidModelError
 # Where a kernel was registered, ONNX Runtime writes an import of this version into every model that it saves.
 _WRITTEN_BY_ONNXRUNTIME = 1000
 
+OLDEST_TO_TRAIN_IN = 13
+"""The oldest default-domain opset that gradients and training steps are written in."""
+
 DEFAULT_OPSET = 17
 """The default-domain opset that a model gets that imports none: LayerNormalization's."""
 
@@ -32,6 +35,21 @@ def check_version(model: ir.Model) -> None:
                 f"The {importer} imports version {version} of domain {spec.DOMAIN!r}; it must be {spec.OP_VERSION} "
                 "(correct the import, or install a newer lnbp-onnx)."
             )
+
+
+def opset_to_train_in(model: ir.Model) -> int:
+    """Return the default-domain opset of a model that gradients or a training step are written into.
+
+    Raises:
+        InvalidModelError: Where it is too old.
+    """
+    opset = model.opset_imports.get("", 0)
+    if opset < OLDEST_TO_TRAIN_IN:
+        raise InvalidModelError(
+            f"The model's default-domain opset is {opset or 'not imported'}; gradients and training steps are written "
+            f"from {OLDEST_TO_TRAIN_IN} on (convert the model with onnx.version_converter)."
+        )
+    return opset
 
 
 def import_default_domain(graph: ir.Graph, model: ir.Model) -> int:

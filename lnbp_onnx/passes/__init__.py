@@ -8,6 +8,7 @@ from lnbp_onnx.passes.gradient import GradientPass, GradientResult
 from lnbp_onnx.passes.in_turn import InTurn, InTurnResult
 from lnbp_onnx.passes.ort_training import OrtTrainingPass, OrtTrainingResult, Rewritten, held_training_ops
 from lnbp_onnx.passes.scatter import Scattered, ScatterPass, ScatterResult, scatter_reductions
+from lnbp_onnx.passes.training_step import TrainingStepPass, TrainingStepResult
 
 __all__ = [
     "DecomposePass",
@@ -28,6 +29,8 @@ __all__ = [
     "ScatterPass",
     "ScatterResult",
     "Scattered",
+    "TrainingStepPass",
+    "TrainingStepResult",
     "held_training_ops",
     "scatter_reductions",
 ]

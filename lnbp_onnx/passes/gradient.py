@@ -3,7 +3,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
@@ -13,12 +12,10 @@ from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.gradients.backward import Backward
 from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, infer
-from lnbp_onnx.graphs.names import names_in, unique_names
+from lnbp_onnx.graphs.names import matches, names_in, unique_names
 from lnbp_onnx.graphs.onnx_calls import sizes_written_out
+from lnbp_onnx.graphs.opsets import opset_to_train_in
 from lnbp_onnx.node import TensorInfo
-
-OLDEST_OPSET = 13
-"""The oldest default-domain opset whose operators the rules are written for."""
 
 _NAMES_SHOWN = 10
 
@@ -73,12 +70,7 @@ class GradientPass(ir.passes.InPlacePass):
         Raises:
             InvalidModelError: As `lnbp_onnx.gradient`; the model is left half-rewritten then.
         """
-        opset = model.opset_imports.get("", 0)
-        if opset < OLDEST_OPSET:
-            raise InvalidModelError(
-                f"The model's default-domain opset is {opset or 'not imported'}; gradients are written from "
-                f"{OLDEST_OPSET} on (convert the model with onnx.version_converter)."
-            )
+        opset = opset_to_train_in(model)
         _inline_functions(model)
         graph = model.graph
         infos = infer(graph, Functions(model.functions.values()), model.opset_imports)
@@ -152,7 +144,7 @@ class GradientPass(ir.passes.InPlacePass):
         reached = [str(value.name) for value in backward.sources_of(candidates, of)]
         names = []
         for pattern in self._wrt or ():
-            found = [name for name in reached if name == pattern or fnmatchcase(name, pattern)]
+            found = [name for name in reached if matches(name, pattern)]
             if not found:
                 shown = [*map(repr, reached[:_NAMES_SHOWN]), *(["..."] if len(reached) > _NAMES_SHOWN else [])]
                 raise InvalidModelError(
