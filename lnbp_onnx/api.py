@@ -19,15 +19,18 @@ from lnbp_onnx.files.model_like import read_model, read_whole_model
 from lnbp_onnx.files.parameters import put_values
 from lnbp_onnx.graphs.edit import apply
 from lnbp_onnx.passes import (
+    LOSS,
     DecomposePass,
     EmbedPass,
     FusePass,
     GradientPass,
     InTurn,
+    LossPass,
     OrtTrainingPass,
     ScatterPass,
     TrainingStepPass,
 )
+from lnbp_onnx.training.losses import LossName
 from lnbp_onnx.training.optimizers import Optimizer
 
 
@@ -106,11 +109,36 @@ def fuse(model: Any) -> Any:
 
 @overload
 def gradient(
-    model: ModelProto | str | Path | bytes, *, of: str, wrt: Sequence[str] | None = ..., seed: str | None = ...
+    model: ModelProto | str | Path | bytes,
+    *,
+    of: str,
+    wrt: Sequence[str] | None = ...,
+    seed: str | None = ...,
+    loss: str | None = ...,
+    label: str | None = ...,
+    class_axis: int = ...,
 ) -> ModelProto: ...
 @overload
-def gradient(model: ir.Model, *, of: str, wrt: Sequence[str] | None = ..., seed: str | None = ...) -> ir.Model: ...
-def gradient(model: Any, *, of: str, wrt: Sequence[str] | None = None, seed: str | None = None) -> Any:
+def gradient(
+    model: ir.Model,
+    *,
+    of: str,
+    wrt: Sequence[str] | None = ...,
+    seed: str | None = ...,
+    loss: str | None = ...,
+    label: str | None = ...,
+    class_axis: int = ...,
+) -> ir.Model: ...
+def gradient(
+    model: Any,
+    *,
+    of: str,
+    wrt: Sequence[str] | None = None,
+    seed: str | None = None,
+    loss: str | None = None,
+    label: str | None = None,
+    class_axis: int = 1,
+) -> Any:
     """Return the model with the gradients of one of its values as further outputs ``<name>.grad``.
 
     The gradient of a LayerNormalization is a LayerNormBackprop node, all else is standard operators of the model's
@@ -120,20 +148,65 @@ def gradient(model: Any, *, of: str, wrt: Sequence[str] | None = None, seed: str
     Args:
         model: As `decompose` takes it; the result is of the same kind as there.
         of: The value to differentiate, an output or any other value that a node of the main graph computes. Without
-            `seed` it must be a scalar, or have one element.
+            `seed` it must be a scalar, or have one element. With `loss` it is what the loss is put on.
         wrt: What to differentiate by: names of inputs and initializers of a floating type, in the order of the outputs.
             Initializers become inputs with a default. By default every initializer of a floating type that `of`
             depends on. A gradient has the type and the shape of what it belongs to.
         seed: The name of a further input, of the type and shape of `of`, that the gradients are multiplied by from the
             left: ``<wrt>.grad`` is then the vector-Jacobian product.
+        loss: What to differentiate is the mean of this loss, which becomes an output ``loss``: ``"mse"``, ``"l1"``,
+            ``"bce"``, the binary cross-entropy of scores, or ``"cross-entropy"``, of scores, too. Where `of` is what a
+            Sigmoid or Softmax makes of scores, it is that of these. Half types are computed in float.
+        label: The name of a further input, what `loss` compares `of` with: of its type and shape, or for a
+            cross-entropy the classes, int64, of its shape without `class_axis`; -100 is a class that does not count.
+        class_axis: The axis of the classes in `of`: 1, as torch has it, or the last one.
 
     Raises:
         InvalidModelError: Where the model cannot be used or its opset is older than 13; where a name is not one of the
             model's; where `of` does not depend on one of `wrt` in a way that has a gradient (nothing is zero in
-            silence); where a gradient would pass an operator that is not covered, all of which are named.
+            silence); where a gradient would pass an operator that is not covered, all of which are named; where `of`
+            is not of a type and rank that `loss` takes.
         InvalidNodeError: Where a LayerNormalization is one that LayerNormBackprop does not take.
+        ValueError: Where there is no such loss, or one without a label, or a label without one.
     """
-    return apply(read_whole_model(model), GradientPass(of=of, wrt=wrt, seed=seed))
+    return apply(
+        read_whole_model(model),
+        InTurn(*differentiation(of, wrt=wrt, seed=seed, loss=loss, label=label, class_axis=class_axis)),
+    )
+
+
+def differentiation(
+    of: str | None,
+    *,
+    wrt: Sequence[str] | None,
+    seed: str | None = None,
+    loss: str | None,
+    label: str | None,
+    class_axis: int,
+    patterns: bool = False,
+) -> list[ir.passes.InPlacePass]:
+    """Return the passes that write a loss, if one is wanted, and gradients; none where there is no `of`.
+
+    Raises:
+        ValueError: Where the arguments do not go together.
+    """
+    if of is None:
+        given = [name for name, value in (("wrt", wrt), ("loss", loss), ("label", label)) if value is not None]
+        if given:
+            raise ValueError(f"{given[0]} is given without of; the gradients that a model has are taken as they are.")
+        return []
+    if loss is None:
+        if label is not None:
+            raise ValueError("label is given without loss, which would compare it.")
+        return [GradientPass(of=of, wrt=wrt, seed=seed, patterns=patterns)]
+    if loss not in list(LossName):
+        raise ValueError(f"loss is {loss!r}; it must be one of {', '.join(map(repr, map(str, LossName)))}.")
+    if label is None:
+        raise ValueError("label is missing; a loss needs the name of the input that it compares with.")
+    return [
+        LossPass(LossName(loss), of=of, label=label, class_axis=class_axis),
+        GradientPass(of=LOSS, wrt=wrt, seed=seed, patterns=patterns),
+    ]
 
 
 @overload
@@ -143,6 +216,9 @@ def training_step(
     optimizer: Optimizer,
     of: str | None = ...,
     wrt: Sequence[str] | None = ...,
+    loss: str | None = ...,
+    label: str | None = ...,
+    class_axis: int = ...,
     clip_norm: float | None = ...,
     accumulation_steps: int = ...,
 ) -> ModelProto: ...
@@ -153,6 +229,9 @@ def training_step(
     optimizer: Optimizer,
     of: str | None = ...,
     wrt: Sequence[str] | None = ...,
+    loss: str | None = ...,
+    label: str | None = ...,
+    class_axis: int = ...,
     clip_norm: float | None = ...,
     accumulation_steps: int = ...,
 ) -> ir.Model: ...
@@ -162,6 +241,9 @@ def training_step(
     optimizer: Optimizer,
     of: str | None = None,
     wrt: Sequence[str] | None = None,
+    loss: str | None = None,
+    label: str | None = None,
+    class_axis: int = 1,
     clip_norm: float | None = None,
     accumulation_steps: int = 1,
 ) -> Any:
@@ -179,11 +261,15 @@ def training_step(
     do not. `model` stays as it is.
 
     Args:
-        model: As `decompose` takes it; the result is of the same kind as there. It has a loss, or the gradients of one
-            already, as outputs ``<parameter>.grad`` of initializers: what `gradient` and ``export_joint`` return.
+        model: As `decompose` takes it; the result is of the same kind as there. It has the gradients of its parameters
+            already, as outputs ``<parameter>.grad`` of initializers, which is what `gradient` and ``export_joint``
+            return; or `of` says what to differentiate.
         optimizer: `AdamW` or `SGD`.
-        of: The loss, for a model without gradients; a scalar, as for `gradient`.
-        wrt: The parameters, where `of` is given: as for `gradient`.
+        of: As for `gradient`: the loss, or with `loss` what it is put on.
+        wrt: As for `gradient`: the parameters.
+        loss: As for `gradient`.
+        label: As for `gradient`.
+        class_axis: As for `gradient`.
         clip_norm: What the norm of all gradients together is limited to, as ``torch.nn.utils.clip_grad_norm_`` does it.
         accumulation_steps: From how many runs a step is taken: every run adds its gradients to the states
             ``<parameter>.accumulated``, and the last of them takes the step, with their mean.
@@ -192,13 +278,12 @@ def training_step(
         InvalidModelError: As for `gradient`; where the model has no gradients of parameters and `of` is not given,
             where it has a name already that the step needs, and where a pattern of the optimizer matches no parameter.
         InvalidNodeError: As for `gradient`.
-        ValueError: Where `clip_norm` or `accumulation_steps` is out of its range, or `wrt` is given without `of`.
+        ValueError: As for `gradient`; where `clip_norm` or `accumulation_steps` is out of its range, or `wrt` or `loss`
+            is given without `of`.
     """
-    if of is None and wrt is not None:
-        raise ValueError("wrt is given without of; the gradients that a model has are taken as they are.")
-    differentiation = [] if of is None else [GradientPass(of=of, wrt=wrt)]
+    passes = differentiation(of, wrt=wrt, loss=loss, label=label, class_axis=class_axis)
     step = TrainingStepPass(optimizer, clip_norm=clip_norm, accumulation_steps=accumulation_steps)
-    return apply(read_whole_model(model), InTurn(*differentiation, step))
+    return apply(read_whole_model(model), InTurn(*passes, step))
 
 
 @overload

@@ -245,7 +245,7 @@ def test_command(tmp_path: Path) -> None:
         (["--of", "loss", "--momentum", "0.9"], "--momentum is no setting of adamw"),
         (["--of", "loss", "--lr", "-1"], "--lr is -1.0"),
         (["--of", "loss", "--clip-norm", "0"], "--clip-norm is 0.0"),
-        (["--wrt", "w"], "give --of"),
+        (["--wrt", "w"], "--wrt is given without of"),
         ([], "no initializer NAME"),
     ):
         refused = command("train-step", "m.onnx", *arguments, cwd=tmp_path)

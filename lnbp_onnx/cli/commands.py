@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
@@ -24,6 +24,7 @@ import typer
 from onnx import ModelProto
 
 from lnbp_onnx import spec
+from lnbp_onnx.api import differentiation
 from lnbp_onnx.cli import EXIT_INTERRUPTED, report
 from lnbp_onnx.cli.targets import Job, UsageError, check_unused, jobs, path_of
 from lnbp_onnx.cli.terminal import (
@@ -51,7 +52,6 @@ from lnbp_onnx.passes import (
     DecomposePass,
     EmbedPass,
     FusePass,
-    GradientPass,
     InTurn,
     InTurnResult,
     OrtTrainingPass,
@@ -60,6 +60,7 @@ from lnbp_onnx.passes import (
 )
 from lnbp_onnx.running.compare import ATOL, RTOL
 from lnbp_onnx.running.compare import compare as compare_models
+from lnbp_onnx.training.losses import LossName
 from lnbp_onnx.training.optimizers import SGD, AdamW, Optimizer
 
 EXIT_FAILED = 1
@@ -286,6 +287,17 @@ Wrt = Annotated[
     ),
 ]
 
+Loss = Annotated[
+    LossName | None,
+    typer.Option("--loss", help="Differentiate the mean of this loss of NAME and a label; it becomes the output loss."),
+]
+Label = Annotated[
+    str | None, typer.Option("--label", metavar="NAME", help="A further input: what the loss compares with.")
+]
+ClassAxis = Annotated[
+    int, typer.Option("--class-axis", help="The axis of the classes, for cross-entropy: 1 or the last one.")
+]
+
 
 @app.command()
 def gradient(
@@ -296,6 +308,9 @@ def gradient(
         str | None,
         typer.Option("--seed", metavar="NAME", help="A further input that the gradients are multiplied by."),
     ] = None,
+    loss: Loss = None,
+    label: Label = None,
+    class_axis: ClassAxis = 1,
     output: Output = None,
     in_place: InPlace = False,
     force: Force = False,
@@ -306,11 +321,23 @@ def gradient(
     quiet: Quiet = False,
 ) -> None:
     """Add the gradients of a value to a model, as outputs NAME.grad."""
+    with _usage_errors():
+        passes = differentiation(of, wrt=wrt, seed=seed, loss=loss, label=label, class_axis=class_axis, patterns=True)
     size_threshold = _size_threshold(save_as_external_data, size_threshold)
     (job,) = jobs(models, output, None, in_place=in_place, force=force, suffix="gradient")
     printer = Printer(as_json, quiet, to_stderr=_is_to_stdout([job], size_threshold))
     request = _Request(0, RTOL, ATOL, {}, size_threshold, dry_run, several=False)
-    printer.data(_rewrite(job, request, [GradientPass(of=of, wrt=wrt, seed=seed, patterns=True)], "", printer))
+    printer.data(_rewrite(job, request, passes, "", printer))
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Turn what functions say of their arguments, whose names come first, into words on options."""
+    try:
+        yield
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        raise UsageError(f"--{name.replace('_', '-')} {rest}") from error
 
 
 class _OptimizerName(enum.StrEnum):
@@ -328,9 +355,16 @@ def train_step(
     models: Annotated[list[Path], _models("training")],
     of: Annotated[
         str | None,
-        typer.Option("--of", metavar="NAME", help="The loss. By default the gradients that the model has are taken."),
+        typer.Option(
+            "--of",
+            metavar="NAME",
+            help="The loss, or with --loss what it is put on. By default the gradients that the model has are taken.",
+        ),
     ] = None,
     wrt: Wrt = None,
+    loss: Loss = None,
+    label: Label = None,
+    class_axis: ClassAxis = 1,
     optimizer: Annotated[_OptimizerName, typer.Option("--optimizer", help="As torch.optim.AdamW or SGD.")] = (
         _OptimizerName.ADAMW
     ),
@@ -384,13 +418,9 @@ def train_step(
     kind = _OPTIMIZERS[optimizer]
     for name in settings.keys() - {field.name for field in fields(kind)}:
         raise UsageError(f"--{name.replace('_', '-')} is no setting of {optimizer}; leave it out.")
-    if wrt is not None and of is None:
-        raise UsageError("--wrt is for a model without gradients; give --of, the loss, or leave out --wrt.")
-    try:
+    with _usage_errors():
+        passes = differentiation(of, wrt=wrt, loss=loss, label=label, class_axis=class_axis, patterns=True)
         step = TrainingStepPass(kind(**settings), clip_norm=clip_norm, accumulation_steps=accumulation_steps)
-    except ValueError as error:
-        raise UsageError(f"--{str(error).replace('_', '-', 1)}") from error
-    passes = [] if of is None else [GradientPass(of=of, wrt=wrt, patterns=True)]
     size_threshold = _size_threshold(save_as_external_data, size_threshold)
     (job,) = jobs(models, output, None, in_place=in_place, force=force, suffix="training")
     printer = Printer(as_json, quiet, to_stderr=_is_to_stdout([job], size_threshold))
@@ -491,7 +521,8 @@ def _tell(error: Exception) -> str:
     elif hasattr(error, "format_message"):  # typer's errors of usage have no public base in all of its versions
         context = getattr(error, "ctx", None)
         name = context.command_path if context else "lnbp-onnx"
-        message = re.sub(", unable to parse .*", "", error.format_message()).replace("Input should be", "it must be")
+        message = re.sub("Value error, |, unable to parse .*", "", error.format_message())
+        message = message.replace("Input should be", "it must be")
         sentence = f"{message}{'' if message.endswith(('.', '?')) else '.'} See {name} --help."
     else:
         kind = "Internal error"

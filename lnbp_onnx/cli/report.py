@@ -25,6 +25,7 @@ from lnbp_onnx.node import BackpropNode
 from lnbp_onnx.passes import (
     FuseResult,
     GradientResult,
+    LossResult,
     OrtTrainingResult,
     ScatterResult,
     TrainingStepResult,
@@ -60,6 +61,8 @@ def outcomes(result: ir.passes.PassResult) -> dict[str, Any]:
         }
     if isinstance(result, GradientResult):
         return {"nodes": [], "gradients": list(result.gradients)}
+    if isinstance(result, LossResult):
+        return {"label": result.label}
     if isinstance(result, TrainingStepResult):
         return {"nodes": [], "parameters": list(result.parameters), "states": list(result.states)}
     if isinstance(result, FuseResult):

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names: for what is added to a graph, and those that a pattern stands for."""
+"""Names: for what is added to a graph, what has one, and those that a pattern stands for."""
 
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
+
+from lnbp_onnx.errors import InvalidModelError
 
 
 def unique_names(taken: set[str | None]) -> Callable[[str], str]:
@@ -38,3 +40,19 @@ def names_in(graph: ir.Graph) -> set[str | None]:
 def matches(name: str, pattern: str) -> bool:
     """Return whether a pattern of the shell's kind stands for a name; one that is the name itself does."""
     return name == pattern or fnmatchcase(name, pattern)
+
+
+def computed_value(graph: ir.Graph, name: str) -> ir.Value:
+    """Return the value of a name that a node of a graph, not of its subgraphs, computes.
+
+    Raises:
+        InvalidModelError: Where there is none.
+    """
+    found = next((output for node in graph for output in node.outputs if name and output.name == name), None)
+    if found is None:
+        outputs = ", ".join(repr(output.name) for output in graph.outputs)
+        raise InvalidModelError(
+            f"of: no node of the main graph computes {name!r} (give the name of one of its values; the model's outputs "
+            f"are {outputs or 'none'})."
+        )
+    return found

@@ -6,11 +6,13 @@ from lnbp_onnx.passes.embed import EmbedPass, EmbedResult
 from lnbp_onnx.passes.fuse import Fused, FusePass, FuseResult, Missed
 from lnbp_onnx.passes.gradient import GradientPass, GradientResult
 from lnbp_onnx.passes.in_turn import InTurn, InTurnResult
+from lnbp_onnx.passes.loss import LOSS, LossPass, LossResult
 from lnbp_onnx.passes.ort_training import OrtTrainingPass, OrtTrainingResult, Rewritten, held_training_ops
 from lnbp_onnx.passes.scatter import Scattered, ScatterPass, ScatterResult, scatter_reductions
 from lnbp_onnx.passes.training_step import TrainingStepPass, TrainingStepResult
 
 __all__ = [
+    "LOSS",
     "DecomposePass",
     "DecomposeResult",
     "EmbedPass",
@@ -22,6 +24,8 @@ __all__ = [
     "GradientResult",
     "InTurn",
     "InTurnResult",
+    "LossPass",
+    "LossResult",
     "Missed",
     "OrtTrainingPass",
     "OrtTrainingResult",

@@ -12,7 +12,7 @@ from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.gradients.backward import Backward
 from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, infer
-from lnbp_onnx.graphs.names import matches, names_in, unique_names
+from lnbp_onnx.graphs.names import computed_value, matches, names_in, unique_names
 from lnbp_onnx.graphs.onnx_calls import sizes_written_out
 from lnbp_onnx.graphs.opsets import opset_to_train_in
 from lnbp_onnx.node import TensorInfo
@@ -76,7 +76,7 @@ class GradientPass(ir.passes.InPlacePass):
         infos = infer(graph, Functions(model.functions.values()), model.opset_imports)
         unique_name = unique_names(names_in(graph))
         backward = Backward(graph, infos, opset, unique_name)
-        of = self._value(graph)
+        of = computed_value(graph, self._of)
         sources = self._sources(graph, infos, backward, of)
         seed = self._seed_input(graph, infos, of) if self._seed is not None else backward.scalar_one(of)
         if self._seed is not None and unique_name(self._seed) != self._seed:
@@ -90,16 +90,6 @@ class GradientPass(ir.passes.InPlacePass):
         if any(node.domain == spec.DOMAIN for node in graph):
             model.opset_imports.setdefault(spec.DOMAIN, spec.OP_VERSION)
         return GradientResult(model, True, tuple(str(gradient.name) for gradient in gradients))
-
-    def _value(self, graph: ir.Graph) -> ir.Value:
-        computed = {output.name: output for node in graph for output in node.outputs if output.name}
-        if self._of not in computed:
-            outputs = ", ".join(repr(output.name) for output in graph.outputs)
-            raise InvalidModelError(
-                f"of: no node of the main graph computes {self._of!r} (give the name of one of its values; the model's "
-                f"outputs are {outputs or 'none'})."
-            )
-        return computed[self._of]
 
     def _sources(
         self, graph: ir.Graph, infos: dict[ir.Value, TensorInfo], backward: Backward, of: ir.Value
