@@ -23,6 +23,7 @@ from lnbp_onnx.passes import (
     DecomposePass,
     EmbedPass,
     FusePass,
+    GradientNodesPass,
     GradientPass,
     InTurn,
     LossPass,
@@ -45,7 +46,9 @@ def decompose(model: Any, *, training_ops: bool = False, scatter_reductions: boo
     """Return the model with every LayerNormBackprop node rewritten in standard ONNX operators.
 
     Nodes in subgraphs and in model-local functions are rewritten as well, the import of domain ``lnbp`` is removed.
-    All else stays as it is, and so does `model` itself.
+    Nodes of ONNX's own operator Gradient, of domain ``ai.onnx.preview.training``, become the operators that compute
+    what they ask for; for these, functions are inlined, and opset 12 is raised to 13. All else stays as it is, and so
+    does `model` itself.
 
     Args:
         model: A ModelProto, an ``onnx_ir.Model``, a path, or a serialised model; an ``onnx_ir.Model`` gives one again,
@@ -64,7 +67,7 @@ def decompose(model: Any, *, training_ops: bool = False, scatter_reductions: boo
     passes: list[ir.passes.InPlacePass] = [OrtTrainingPass()] if training_ops else []
     if scatter_reductions:
         passes.append(ScatterPass())
-    return apply(read_whole_model(model), InTurn(*passes, DecomposePass()))
+    return apply(read_whole_model(model), InTurn(*passes, GradientNodesPass(), DecomposePass()))
 
 
 @overload

@@ -139,7 +139,7 @@ def test_a_softmax_over_another_axis_is_left_alone() -> None:
         (model_of("[2, 3]"), {"loss": "cross-entropy", "class_axis": 2}, "it must be 1 (transpose"),
         (model_of("[3]", "int64"), {"loss": "mse"}, "of 'y' is int64"),
         (model_of("[3]"), {"loss": "mse", "label": "x"}, "label: the model has the name 'x'"),
-        (model_of("[3]"), {"loss": "mse", "of": "z"}, "no node of the main graph computes 'z'"),
+        (model_of("[3]"), {"loss": "mse", "of": "z"}, "no node of the graph computes 'z'"),
     ],
 )
 def test_refusals(model: ModelProto, settings: dict[str, Any], part: str) -> None:

@@ -52,6 +52,7 @@ from lnbp_onnx.passes import (
     DecomposePass,
     EmbedPass,
     FusePass,
+    GradientNodesPass,
     InTurn,
     InTurnResult,
     OrtTrainingPass,
@@ -169,13 +170,13 @@ def _is_to_stdout(planned: Sequence[Job], size_threshold: int | None) -> bool:
 def _add_rewriting(
     name: str,
     suffix: str,
-    make_pass: Callable[[], ir.passes.InPlacePass],
+    make_passes: Sequence[Callable[[], ir.passes.InPlacePass]],
     nothing: str,
     summary: str,
     *,
     takes_training_ops: bool = False,
 ) -> None:
-    """Add a command that applies a pass: all take the same options, but for the two of decompose."""
+    """Add a command that applies passes: all take the same options, but for the two of decompose."""
 
     def command(
         models: Models,
@@ -216,7 +217,7 @@ def _add_rewriting(
         planned = jobs(models, output, output_dir, in_place=in_place, force=force, suffix=suffix)
         to_stderr = _is_to_stdout(planned, size_threshold)
         printer = Printer(as_json, quiet, verbose, to_stderr=to_stderr)
-        passes, none = [make_pass], nothing
+        passes, none = list(make_passes), nothing
         if scatter_reductions:
             passes, none = [ScatterPass, *passes], f"{none}, and no ScatterND with a reduction"
         if training_ops:
@@ -245,22 +246,22 @@ def _add_rewriting(
 _add_rewriting(
     "decompose",
     "decomposed",
-    DecomposePass,
-    f"the model has no {spec.OP_TYPE} node",
+    (GradientNodesPass, DecomposePass),
+    f"the model has no {spec.OP_TYPE} node, and no Gradient node",
     f"Rewrite every {spec.OP_TYPE} node in standard operators, which any runtime executes.",
     takes_training_ops=True,
 )
 _add_rewriting(
     "embed",
     "embedded",
-    EmbedPass,
+    (EmbedPass,),
     f"the model has no {spec.OP_TYPE} node, or all of them have the function already",
     "Add a function in standard operators beside the nodes: fast where the kernel is, standard elsewhere.",
 )
 _add_rewriting(
     "fuse",
     "fused",
-    FusePass,
+    (FusePass,),
     "no layer-norm gradient was found",
     f"Find layer-norm gradients in standard operators and make each one {spec.OP_TYPE} node.",
 )
@@ -613,6 +614,8 @@ def _rewrite(
         if printer.verbose:
             printer.show(report.scattered_table(data["scattered"]))
         printer.say(f"ScatterND nodes with a reduction rewritten: {len(data['scattered'])}.")
+    if data.get("gradient_nodes"):
+        printer.say(f"Gradient nodes expanded: {', '.join(map(printable, data['gradient_nodes']))}.")
     if data.get("parameters"):
         printer.say(f"Parameters that are trained: {', '.join(map(printable, data['parameters']))}.")
     elif data.get("gradients"):

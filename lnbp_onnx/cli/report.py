@@ -24,6 +24,7 @@ from lnbp_onnx.graphs.specialise import specialised_operators
 from lnbp_onnx.node import BackpropNode
 from lnbp_onnx.passes import (
     FuseResult,
+    GradientNodesResult,
     GradientResult,
     LossResult,
     OrtTrainingResult,
@@ -59,6 +60,8 @@ def outcomes(result: ir.passes.PassResult) -> dict[str, Any]:
                 {"node": each.name, "place": each.place, "reduction": each.reduction} for each in result.replaced
             ]
         }
+    if isinstance(result, GradientNodesResult):
+        return {"gradient_nodes": list(result.expanded)} if result.expanded else {}
     if isinstance(result, GradientResult):
         return {"nodes": [], "gradients": list(result.gradients)}
     if isinstance(result, LossResult):

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from lnbp_onnx.errors import InvalidModelError
@@ -42,7 +43,7 @@ class Backward:
         """Return the values that a gradient leads from to the sources."""
         found = set(sources)
         for node in self._graph:
-            if (node.domain == "" and node.op_type in CONSTANT) or found.isdisjoint(_operands(node)):
+            if (node.domain == "" and node.op_type in CONSTANT) or found.isdisjoint(operands(node)):
                 continue
             found.update(output for output in node.outputs if output.name and self.may_have_gradient(output))
         return found
@@ -77,8 +78,14 @@ class Backward:
             )
         return nodes
 
-    def write(self, of: ir.Value, seed: ir.Value, sources: Sequence[ir.Value]) -> list[ir.Value]:
+    def write(self, of: ir.Value, seed: ir.Value, sources: Sequence[ir.Value], names: Sequence[str]) -> list[ir.Value]:
         """Write the gradients of the sources into the graph, and return them.
+
+        Args:
+            of: The value to differentiate.
+            seed: Its own gradient.
+            sources: What to differentiate by.
+            names: How to call the gradients.
 
         Raises:
             InvalidModelError: Where a node cannot be differentiated; all such nodes are named.
@@ -95,14 +102,13 @@ class Backward:
         if refusals:
             raise InvalidModelError("\n".join(refusals))
         gradients = []
-        for source in sources:
+        for source, name in zip(sources, names, strict=True):
             gradient = self._total(source)
             if gradient is None:
                 raise InvalidModelError(
-                    f"{of.name!r} does not depend on {source.name!r} in a way that has a gradient (leave it out of "
-                    "wrt)."
+                    f"{of.name!r} does not depend on {source.name!r} in a way that has a gradient (leave it out)."
                 )
-            gradients.append(self._named(gradient, source))
+            gradients.append(self._named(gradient, source, name))
         self._graph.extend(_used(self._nodes, gradients))
         return gradients
 
@@ -119,24 +125,31 @@ class Backward:
                 f"of: {of.name!r} is {found}; without a seed it must be a scalar (reduce it to one, declare its shape, "
                 f"or give seed={str(of.name) + '.seed'!r})."
             )
-        producer = of.producer()
-        assert producer is not None
-        op = self._op(producer, [None] * len(producer.outputs), [])
-        one: list[object] = [1.0]
-        for _ in shape[1:]:
-            one = [one]
-        return op.constant(one if shape else 1.0, op.element_type(of))
+        op = self._op_at(of)
+        return op.constant(np.ones([1] * len(shape)), op.element_type(of))
+
+    def ones(self, of: ir.Value) -> ir.Value:
+        """Return the gradient of the sum of a value's elements by the value."""
+        op = self._op_at(of)
+        one = op.constant(1.0, op.element_type(of))
+        return one if self._infos[of].shape == () else op.op("Expand", one, op.shape_of(of))
 
     def _passed(self, dependent: set[ir.Value], of: ir.Value) -> tuple[list[ir.Node], set[ir.Value]]:
         """Return the nodes that a gradient of `of` passes, last first, and the values that it leads to."""
         needed, nodes = {of}, []
         for node in reversed(self._graph):
             if any(output in needed and output in dependent for output in node.outputs):
-                operands = [value for value in _operands(node) if value in dependent]
-                if operands:
+                dependent_operands = [value for value in operands(node) if value in dependent]
+                if dependent_operands:
                     nodes.append(node)
-                    needed.update(operands)
+                    needed.update(dependent_operands)
         return nodes, needed
+
+    def _op_at(self, value: ir.Value) -> GradientOp:
+        """Return a writer for what belongs to a value that a node computes."""
+        producer = value.producer()
+        assert producer is not None
+        return self._op(producer, [None] * len(producer.outputs), [])
 
     def _op(self, node: ir.Node, deltas: Sequence[ir.Value | None], wanted: Sequence[bool]) -> GradientOp:
         op = GradientOp(node, deltas, wanted, self._infos, self._opset, self._unique_name)
@@ -165,12 +178,9 @@ class Backward:
         self._parts[value] = [total]
         return total
 
-    def _named(self, gradient: ir.Value, source: ir.Value) -> ir.Value:
+    def _named(self, gradient: ir.Value, source: ir.Value, name: str) -> ir.Value:
         info = self._infos[source]
         assert info.element_type is not None
-        name = f"{source.name}.grad"
-        if self._unique_name(name) != name:
-            raise InvalidModelError(f"The model has the name {name!r}, which the gradient needs (rename it).")
         output = ir.Value(
             name=name,
             type=ir.TensorType(ir.DataType(info.element_type)),
@@ -193,14 +203,14 @@ class Backward:
             self._infos[output] = info_of(output)
 
 
-def _operands(node: ir.Node) -> list[ir.Value]:
+def operands(node: ir.Node) -> list[ir.Value]:
     """Return what a node reads, its subgraphs included."""
-    operands = [value for value in node.inputs if value is not None]
+    values = [value for value in node.inputs if value is not None]
     for _, subgraphs in subgraphs_of(node):
         for subgraph in subgraphs:
-            operands += [value for inner in subgraph.all_nodes() for value in inner.inputs if value is not None]
-            operands += [value for each in (subgraph, *subgraph.subgraphs()) for value in each.outputs]
-    return operands
+            values += [value for inner in subgraph.all_nodes() for value in inner.inputs if value is not None]
+            values += [value for each in (subgraph, *subgraph.subgraphs()) for value in each.outputs]
+    return values
 
 
 def _used(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> list[ir.Node]:
@@ -211,6 +221,6 @@ def _used(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> list[ir.Node
             for index in range(len(node.inputs)):
                 node.replace_input_with(index, None)
         else:
-            needed.update(value for value in _operands(node))
+            needed.update(value for value in operands(node))
             used.append(node)
     return used[::-1]

@@ -266,8 +266,8 @@ def _write_outputs(graph: ir.Graph, proto: onnx.GraphProto) -> None:
     """Remove outputs that `graph` does not have any more, which stay values of it, and append those that are new."""
     names = {output.name for output in graph.outputs}
     declared = {info.name for info in proto.value_info}
-    removed = [output for output in proto.output if output.name not in names | declared]
     kept = [output for output in proto.output if output.name in names]
+    removed = [output for output in proto.output if output.name not in names and output.name not in declared]
     added = [ir.serde.serialize_value(output) for output in graph.outputs[len(kept) :]]
     if len(kept) < len(proto.output):
         result = onnx.GraphProto(output=kept, value_info=removed)

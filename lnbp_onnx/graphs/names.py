@@ -42,8 +42,13 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
-def computed_value(graph: ir.Graph, name: str) -> ir.Value:
+def computed_value(graph: ir.Graph, name: str, argument: str) -> ir.Value:
     """Return the value of a name that a node of a graph, not of its subgraphs, computes.
+
+    Args:
+        graph: The graph.
+        name: The name.
+        argument: What gave the name, for the refusal.
 
     Raises:
         InvalidModelError: Where there is none.
@@ -52,7 +57,7 @@ def computed_value(graph: ir.Graph, name: str) -> ir.Value:
     if found is None:
         outputs = ", ".join(repr(output.name) for output in graph.outputs)
         raise InvalidModelError(
-            f"of: no node of the main graph computes {name!r} (give the name of one of its values; the model's outputs "
-            f"are {outputs or 'none'})."
+            f"{argument}: no node of the graph computes {name!r} (give the name of one of its values; the model's "
+            f"outputs are {outputs or 'none'})."
         )
     return found

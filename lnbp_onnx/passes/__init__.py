@@ -5,6 +5,7 @@ from lnbp_onnx.passes.decompose import DecomposePass, DecomposeResult
 from lnbp_onnx.passes.embed import EmbedPass, EmbedResult
 from lnbp_onnx.passes.fuse import Fused, FusePass, FuseResult, Missed
 from lnbp_onnx.passes.gradient import GradientPass, GradientResult
+from lnbp_onnx.passes.gradient_nodes import GradientNodesPass, GradientNodesResult
 from lnbp_onnx.passes.in_turn import InTurn, InTurnResult
 from lnbp_onnx.passes.loss import LOSS, LossPass, LossResult
 from lnbp_onnx.passes.ort_training import OrtTrainingPass, OrtTrainingResult, Rewritten, held_training_ops
@@ -20,6 +21,8 @@ __all__ = [
     "FusePass",
     "FuseResult",
     "Fused",
+    "GradientNodesPass",
+    "GradientNodesResult",
     "GradientPass",
     "GradientResult",
     "InTurn",

@@ -5,23 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.gradients.backward import Backward
 from lnbp_onnx.gradients.gradient_op import FLOATS
+from lnbp_onnx.gradients.inlining import inline_functions
 from lnbp_onnx.graphs.inference import Functions, infer
 from lnbp_onnx.graphs.names import computed_value, matches, names_in, unique_names
-from lnbp_onnx.graphs.onnx_calls import sizes_written_out
 from lnbp_onnx.graphs.opsets import opset_to_train_in
 from lnbp_onnx.node import TensorInfo
 
 _NAMES_SHOWN = 10
-
-
-# onnx_ir's inlining takes a time that grows with the square of the nodes.
-_MOST_INLINED = 2_000
 
 
 @dataclass
@@ -71,12 +66,12 @@ class GradientPass(ir.passes.InPlacePass):
             InvalidModelError: As `lnbp_onnx.gradient`; the model is left half-rewritten then.
         """
         opset = opset_to_train_in(model)
-        _inline_functions(model)
+        inline_functions(model)
         graph = model.graph
         infos = infer(graph, Functions(model.functions.values()), model.opset_imports)
         unique_name = unique_names(names_in(graph))
         backward = Backward(graph, infos, opset, unique_name)
-        of = computed_value(graph, self._of)
+        of = computed_value(graph, self._of, "of")
         sources = self._sources(graph, infos, backward, of)
         seed = self._seed_input(graph, infos, of) if self._seed is not None else backward.scalar_one(of)
         if self._seed is not None and unique_name(self._seed) != self._seed:
@@ -85,7 +80,11 @@ class GradientPass(ir.passes.InPlacePass):
         for source in sources:
             if not source.is_graph_input():
                 graph.inputs.append(source)
-        gradients = backward.write(of, seed, sources)
+        names = [f"{source.name}.grad" for source in sources]
+        for name in names:
+            if unique_name(name) != name:
+                raise InvalidModelError(f"The model has the name {name!r}, which the gradient needs (rename it).")
+        gradients = backward.write(of, seed, sources, names)
         graph.outputs.extend(gradients)
         if any(node.domain == spec.DOMAIN for node in graph):
             model.opset_imports.setdefault(spec.DOMAIN, spec.OP_VERSION)
@@ -159,31 +158,3 @@ class GradientPass(ir.passes.InPlacePass):
         infos[seed] = info
         graph.inputs.append(seed)
         return seed
-
-
-def _inline_functions(model: ir.Model) -> None:
-    if not model.functions:
-        return
-    for function in model.functions.values():
-        for domain, version in function.opset_imports.items():
-            imported = model.opset_imports.get(domain, version)
-            if imported != version:
-                raise InvalidModelError(
-                    f"The function {function.domain}::{function.name} imports version {version} of domain "
-                    f"{domain or 'ai.onnx'!r}, and the model {imported}; it cannot be inlined (convert one of them)."
-                )
-    count = _called_nodes(model)
-    if count > _MOST_INLINED:
-        raise InvalidModelError(
-            f"The calls of the model's functions hold {count} nodes when they are written out; {_MOST_INLINED} are "
-            "written out here (do it before, with onnx.inliner.inline_local_functions)."
-        )
-    InlinePass()(model)
-
-
-def _called_nodes(model: ir.Model) -> int:
-    """Return how many nodes the calls in the main graph are when each is written out."""
-    sizes = sizes_written_out(
-        {key: [node.op_identifier() for node in function.all_nodes()] for key, function in model.functions.items()}
-    )
-    return sum(sizes.get(node.op_identifier(), 0) for node in model.graph.all_nodes())

@@ -55,7 +55,7 @@ class LossPass(ir.passes.InPlacePass):
         opset = opset_to_train_in(model)
         graph = model.graph
         infos = infer(graph, Functions(model.functions.values()), model.opset_imports)
-        output = computed_value(graph, self._of)
+        output = computed_value(graph, self._of, "of")
         element_type, shape = self._described(infos[output])
         rank = len(shape)
         class_axis = self._class_axis % rank if -rank <= self._class_axis < rank else None
