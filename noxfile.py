@@ -228,6 +228,7 @@ def torch(session: nox.Session) -> None:
         "torch_state",
         "convolution_gradients",
         "gradient",
+        "training_step_torch",
     ]
     session.run("pytest", "-q", *(f"tests/test_{name}.py" for name in tests))
 

@@ -10,6 +10,8 @@ from documentation import ROOT, python_blocks
 import lnbp_onnx
 
 NAMES = {
+    "AdamW",
+    "SGD",
     "Comparison",
     "__version__",
     "DOMAIN",
@@ -31,6 +33,8 @@ NAMES = {
     "layer_norm_backprop",
     "make_node",
     "register_schema",
+    "save_parameters",
+    "training_step",
 }
 
 

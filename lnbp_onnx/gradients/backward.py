@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from lnbp_onnx.errors import InvalidModelError
@@ -89,8 +90,14 @@ class Backward:
             of = renewed.get(of) or of
             self.infos.update(infer())
 
-    def write(self, of: ir.Value, seed: ir.Value, sources: Sequence[ir.Value]) -> list[ir.Value]:
+    def write(self, of: ir.Value, seed: ir.Value, sources: Sequence[ir.Value], names: Sequence[str]) -> list[ir.Value]:
         """Write the gradients of the sources into the graph, and return them.
+
+        Args:
+            of: The value to differentiate.
+            seed: Its own gradient.
+            sources: What to differentiate by.
+            names: How to call the gradients.
 
         Raises:
             InvalidModelError: Where a node cannot be differentiated; all such nodes are named.
@@ -107,13 +114,13 @@ class Backward:
                 "in the operators of docs/training.md, or leave what is before them out of wrt)."
             )
         gradients = []
-        for source, gradient in zip(sources, self.gradients([(of, seed)], sources), strict=True):
+        found = self.gradients([(of, seed)], sources)
+        for source, name, gradient in zip(sources, names, found, strict=True):
             if gradient is None:
                 raise InvalidModelError(
-                    f"{of.name!r} does not depend on {source.name!r} in a way that has a gradient (leave it out of "
-                    "wrt)."
+                    f"{of.name!r} does not depend on {source.name!r} in a way that has a gradient (leave it out)."
                 )
-            gradients.append(self._named(gradient, source))
+            gradients.append(self._named(gradient, source, name))
         self._graph.extend(used(self.nodes, gradients))
         return gradients
 
@@ -153,13 +160,20 @@ class Backward:
                 f"of: {of.name!r} is {found}; without a seed it must be a scalar (reduce it to one, declare its shape, "
                 f"or give seed={str(of.name) + '.seed'!r})."
             )
-        producer = of.producer()
+        op = self._op_at(of)
+        return op.constant(np.ones([1] * len(shape)), op.element_type(of))
+
+    def ones(self, of: ir.Value) -> ir.Value:
+        """Return the gradient of the sum of a value's elements by the value."""
+        op = self._op_at(of)
+        one = op.constant(1.0, op.element_type(of))
+        return one if self.infos[of].shape == () else op.op("Expand", one, op.shape_of(of))
+
+    def _op_at(self, value: ir.Value) -> GradientOp:
+        """Return a writer for what belongs to a value that a node computes."""
+        producer = value.producer()
         assert producer is not None
-        op = self.op(producer, [None] * len(producer.outputs), [])
-        one: list[object] = [1.0]
-        for _ in shape[1:]:
-            one = [one]
-        return op.constant(one if shape else 1.0, op.element_type(of))
+        return self.op(producer, [None] * len(producer.outputs), [])
 
     def op(self, node: ir.Node, deltas: Sequence[ir.Value | None], wanted: Sequence[bool]) -> GradientOp:
         """Return the writer of the gradients of a node's inputs."""
@@ -222,12 +236,9 @@ class Backward:
         self._parts[value] = [total]
         return total
 
-    def _named(self, gradient: ir.Value, source: ir.Value) -> ir.Value:
+    def _named(self, gradient: ir.Value, source: ir.Value, name: str) -> ir.Value:
         info = self.infos[source]
         assert info.element_type is not None
-        name = f"{source.name}.grad"
-        if self.unique_name(name) != name:
-            raise InvalidModelError(f"The model has the name {name!r}, which the gradient needs (rename it).")
         output = ir.Value(
             name=name,
             type=ir.TensorType(ir.DataType(info.element_type)),

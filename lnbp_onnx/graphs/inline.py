@@ -20,11 +20,20 @@ def inline_functions(model: ir.Model) -> None:
     `onnx_ir`'s own pass takes a time that grows with the square of the nodes.
 
     Raises:
-        InvalidModelError: Where the calls have no end or too many nodes, or one has more inputs than its function.
+        InvalidModelError: Where a function imports other versions than the model, the calls have no end or too many
+            nodes, or one has more inputs than its function.
     """
     functions = model.functions
     if not functions:
         return
+    for function in functions.values():
+        for domain, version in function.opset_imports.items():
+            imported = model.opset_imports.setdefault(domain, version)
+            if imported != version:
+                raise InvalidModelError(
+                    f"The function {function.domain}::{function.name} imports version {version} of domain "
+                    f"{domain or 'ai.onnx'!r}, and the model {imported}; it cannot be inlined (convert one of them)."
+                )
     calls = {key: [node.op_identifier() for node in function.all_nodes()] for key, function in functions.items()}
     refuse_runaway(calls, [node.op_identifier() for node in model.graph.all_nodes()])
     unique_name = unique_names(names_in(model.graph))
@@ -37,9 +46,6 @@ def inline_functions(model: ir.Model) -> None:
         ]
         replace_nodes(replacements)
         pending = list(nodes_in(node for replacement in replacements for node in replacement.nodes))
-    for function in functions.values():
-        for domain, version in function.opset_imports.items():
-            model.opset_imports.setdefault(domain, version)
     functions.clear()
 
 
