@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -66,13 +67,50 @@ TRACEBACK_VARIABLE = "LNBP_ONNX_TRACEBACK"
 """The environment variable that, set to anything, shows where in the program an error comes from."""
 
 app = typer.Typer(
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
+    # In a table of rich's the names of options are cut off where the terminal is narrow.
+    rich_markup_mode=None,
+)
+
+
+def _examples(*arguments: str) -> str:
+    """Return the end of a help: calls that can be copied."""
+    lines = [f"  lnbp-onnx {each}" for each in arguments]
+    # Without \\b the lines would be filled as those of a paragraph.
+    return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *lines])
+
+
+def _command(name: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a function as a command, whose docstring is its help and stands whole in the list of the commands."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        app.command(name, short_help=function.__doc__, epilog=_examples(*examples))(function)
+        return function
+
+    return add
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        Printer(as_json=False).say(f"lnbp-onnx {version('lnbp-onnx')}")
+        raise typer.Exit
+
+
+@app.callback(
     help="LayerNormBackprop, the gradient of layer normalisation, in ONNX models.\n\n"
     "Exit codes: 0 done, or nothing to do; 1 a check failed; 2 bad usage, a bad model, or an output that cannot be "
     "written; of several models the highest. 130 interrupted; 141 the reader of the output closed it.",
+    epilog=_examples("inspect model.onnx", "decompose model.onnx", "decompose --help"),
 )
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Take what is no command's."""
+
 
 Input = Annotated[Path, typer.Argument(metavar="IN", help="The model to read; - is standard input.", parser=path_of)]
 Models = Annotated[
@@ -96,15 +134,23 @@ InPlace = Annotated[bool, typer.Option("--in-place", help="Write over IN.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an OUT that exists.")]
 Check = Annotated[
     int,
-    typer.Option("--check", metavar="[N]", min=0, help="Compare IN and OUT on N random inputs, 1 without a number."),
+    typer.Option(
+        "--check",
+        metavar="[N]",
+        min=0,
+        show_default=False,
+        help="Compare IN and OUT on N random inputs, 1 without a number.",
+    ),
 ]
-Runs = Annotated[int, typer.Option("--runs", min=1, help="How many random inputs to compare on.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random inputs.")]
+Runs = Annotated[int, typer.Option("--runs", min=1, metavar="N", help="How many random inputs to compare on.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the random inputs.")]
 Rtol = Annotated[
-    float | None, typer.Option("--rtol", min=0, help=f"Relative tolerance of the comparison; {RTOL} by default.")
+    float | None,
+    typer.Option("--rtol", min=0, metavar="NUMBER", help=f"Relative tolerance of the comparison; {RTOL} by default."),
 ]
 Atol = Annotated[
-    float | None, typer.Option("--atol", min=0, help=f"Absolute tolerance of the comparison; {ATOL} by default.")
+    float | None,
+    typer.Option("--atol", min=0, metavar="NUMBER", help=f"Absolute tolerance of the comparison; {ATOL} by default."),
 ]
 InputShapes = Annotated[
     list[str] | None,
@@ -123,8 +169,8 @@ SizeThreshold = Annotated[
         "--size-threshold",
         min=0,
         metavar="BYTES",
-        help=f"From which size on a tensor is large; {DEFAULT_SIZE_THRESHOLD} by default. It implies "
-        "--save-as-external-data.",
+        help=f"From which size on a tensor is large; {DEFAULT_SIZE_THRESHOLD} by default. Large ones "
+        "go to a file of their own.",
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and write nothing.")]
@@ -168,7 +214,7 @@ def _add_rewriting(
     make_pass: Callable[[], ir.passes.InPlacePass],
     nothing: str,
     summary: str,
-    *,
+    *examples: str,
     takes_training_ops: bool = False,
 ) -> None:
     """Add a command that applies a pass: all take the same options, but for the two of decompose."""
@@ -235,7 +281,8 @@ def _add_rewriting(
         full = signature(command)
         kept = [each for each in full.parameters.values() if each.name not in ("training_ops", "scatter_reductions")]
         command.__signature__ = full.replace(parameters=kept)  # type: ignore[attr-defined]
-    app.command(name, help=summary)(command)
+    command.__doc__ = summary
+    _command(name, *examples)(command)
 
 
 _add_rewriting(
@@ -244,6 +291,9 @@ _add_rewriting(
     DecomposePass,
     f"the model has no {spec.OP_TYPE} node",
     f"Rewrite every {spec.OP_TYPE} node in standard operators, which any runtime executes.",
+    "decompose model.onnx",
+    "decompose model.onnx other.onnx --check 3",
+    "decompose *.onnx --output-dir out",
     takes_training_ops=True,
 )
 _add_rewriting(
@@ -252,6 +302,8 @@ _add_rewriting(
     EmbedPass,
     f"the model has no {spec.OP_TYPE} node, or all of them have the function already",
     "Add a function in standard operators beside the nodes: fast where the kernel is, standard elsewhere.",
+    "embed model.onnx",
+    "embed model.onnx both.onnx --check",
 )
 _add_rewriting(
     "fuse",
@@ -259,10 +311,12 @@ _add_rewriting(
     FusePass,
     "no layer-norm gradient was found",
     f"Find layer-norm gradients in standard operators and make each one {spec.OP_TYPE} node.",
+    "fuse model.onnx",
+    "fuse model.onnx fused.onnx --dry-run -v",
 )
 
 
-@app.command()
+@_command("gradient", "gradient model.onnx --of loss", "gradient model.onnx --of loss --wrt '*.weight'")
 def gradient(
     models: Annotated[
         list[Path],
@@ -305,7 +359,11 @@ def gradient(
     printer.data(_rewrite(job, request, [GradientPass(of=of, wrt=wrt, seed=seed, patterns=True)], "", printer))
 
 
-@app.command()
+@_command(
+    "compare",
+    "compare model.onnx model.decomposed.onnx",
+    "compare a.onnx b.onnx --input-shape x:4,128",
+)
 def compare(
     model_a: Annotated[Path, typer.Argument(metavar="A", help="A model; - is standard input.", parser=path_of)],
     model_b: Annotated[
@@ -318,34 +376,42 @@ def compare(
     input_shape: InputShapes = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Print also the types and shapes of the random inputs.")
+    ] = False,
 ) -> None:
     """Run two models on the same random inputs and compare every output."""
     if model_a == model_b == STANDARD_STREAM:
         raise UsageError("A and B are both standard input, which can be read once; give the name of a file.")
     shapes = _input_shapes(input_shape)
     rtol, atol = _tolerances(rtol, atol)
-    result = compare_models(model_a, model_b, input_shapes=shapes, runs=runs, seed=seed, rtol=rtol, atol=atol)
+    printer = Printer(as_json, quiet, verbose)
+    with printer.working(f"Comparing {model_a.name} with {model_b.name}"):
+        result = compare_models(model_a, model_b, input_shapes=shapes, runs=runs, seed=seed, rtol=rtol, atol=atol)
     data = report.comparison_data(result)
-    printer = Printer(as_json, quiet)
     printer.data(data)
+    if printer.verbose:
+        printer.show(report.inputs_table(data))
     printer.show(report.comparison_table(data))
     printer.say(report.times_sentence(data))
+    printer.say(report.verdict_sentence(data, atol))
     _exit_of_check(result.ok)
 
 
-@app.command()
-def inspect(model: Input, as_json: AsJson = False) -> None:
+@_command("inspect", "inspect model.onnx", "inspect model.onnx --json")
+def inspect(model: Input, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """List the LayerNormBackprop nodes of a model."""
-    loaded = load_model(model)
-    operators, doubts = report.found_operators(loaded), report.training_ops_warnings(loaded)
-    printer = Printer(as_json)
+    printer = Printer(as_json, quiet)
+    with printer.working(f"Reading {model.name}"):
+        loaded = load_model(model)
+        operators, doubts = report.found_operators(loaded), report.training_ops_warnings(loaded)
     printer.data({"nodes": operators, "warnings": doubts})
     for doubt in doubts:
         warn(doubt)
     printer.show(report.operators_table(operators))
 
 
-@app.command()
+@_command("info", "info")
 def info(as_json: AsJson = False) -> None:
     """Show versions, where the kernel library is, and what is available."""
     data = report.environment()
@@ -450,8 +516,9 @@ def _rewrite(
 ) -> dict[str, Any]:
     """Read a model, apply passes, compare if asked, write, and tell; returns what was found."""
     start = time.perf_counter()
-    with printer.progress(f"Rewriting {job.source.name}"):
+    with printer.working(f"Reading {job.source.name}"):
         model = load_model(job.source)
+    with printer.working(f"Rewriting {job.source.name}"):
         doubts = data_warnings(model, job.source)
         original = None if can_be_read_again(job.source) or not request.check else copy.deepcopy(model)
         before: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": _bytes_of(job.source, model)}
@@ -464,7 +531,8 @@ def _rewrite(
     for result in rewritten.results:
         data |= report.outcomes(result)
     if request.check:
-        data["check"] = _check(job, request, original, model)
+        with printer.working(f"Comparing {job.source.name} with what became of it"):
+            data["check"] = _check(job, request, original, model)
     ok = _is_ok(data)
     # A failed check must not cost the user the only model there is.
     left_alone = job.in_place and (not ok or (not modified and request.size_threshold is None))
@@ -503,6 +571,7 @@ def _rewrite(
         printer.show(report.change_table(before, after, data.get("check"), everything=printer.verbose))
     if request.check:
         printer.show(report.comparison_table(data["check"]))
+        printer.say(report.verdict_sentence(data["check"], request.atol))
     if not modified:
         printer.say(f"Nothing to do: {nothing}.")
     if written and not lost:  # `main` says why it is lost
