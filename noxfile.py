@@ -213,6 +213,7 @@ def torch(session: nox.Session) -> None:
     session.install("torch==2.13.0", "onnxsim", _built(session, "dev,torch"))
     tests = [
         "torch",
+        "docstrings",
         "interop_torch",
         "torch_gradients",
         "torch_random",

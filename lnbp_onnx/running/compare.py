@@ -133,6 +133,17 @@ def compare(
     Raises:
         InvalidModelError: Where a model cannot be read or run, or the two do not have the same inputs and outputs.
         ValueError: Where `runs` is less than 1, `seed` negative, or a tolerance negative or not finite.
+
+    Example:
+        >>> import onnx, lnbp_onnx
+        >>> model = onnx.parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["": 17, "lnbp": 1]>
+        ...     step (float[n, 64] x, float[n, 64] dy, float[64] gamma) => (float[n, 64] dx)
+        ...     { dx = lnbp.LayerNormBackprop <use_stats = 0> (x, dy, gamma) }
+        ... ''')
+        >>> found = lnbp_onnx.compare(model, lnbp_onnx.decompose(model), input_shapes={"x": [3, 64]})
+        >>> found.ok, [output.name for output in found.outputs], found.assumed_lengths
+        (True, ['dx'], {})
     """
     for name, number, least in (("runs", runs, 1), ("seed", seed, 0)):
         if number < least:
