@@ -25,7 +25,7 @@ from onnx import ModelProto
 
 from lnbp_onnx import spec
 from lnbp_onnx.cli import EXIT_INTERRUPTED, report
-from lnbp_onnx.cli.targets import Job, UsageError, check_unused, jobs, path_of
+from lnbp_onnx.cli.targets import Job, UsageError, check_page, check_unused, jobs, pages, path_of
 from lnbp_onnx.cli.terminal import (
     EXIT_CLOSED_PIPE,
     Printer,
@@ -132,6 +132,7 @@ OutputDir = Annotated[
 ]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Write over IN.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an OUT that exists.")]
+ForcePage = Annotated[bool, typer.Option("--force", help="Replace a FILE that exists.")]
 Check = Annotated[
     int,
     typer.Option(
@@ -173,7 +174,16 @@ SizeThreshold = Annotated[
         "go to a file of their own.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and write nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and write no model.")]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write a page to look at: the nodes, and a drawing of the graph around each, before and after.",
+        parser=path_of,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
 Quiet = Annotated[
     bool, typer.Option("-q", "--quiet", help="Print nothing but errors, warnings, and JSON where asked for.")
@@ -234,6 +244,7 @@ def _add_rewriting(
         save_as_external_data: External = False,
         size_threshold: SizeThreshold = None,
         dry_run: DryRun = False,
+        html: Html = None,
         as_json: AsJson = False,
         quiet: Quiet = False,
         verbose: Verbose = False,
@@ -254,8 +265,10 @@ def _add_rewriting(
             size_threshold=size_threshold,
             dry_run=dry_run,
             several=output_dir is not None and len(models) > 1,
+            html=html,
         )
         planned = jobs(models, output, output_dir, in_place=in_place, force=force, suffix=suffix)
+        check_page(html, planned, force=force)
         to_stderr = _is_to_stdout(planned, size_threshold)
         printer = Printer(as_json, quiet, verbose, to_stderr=to_stderr)
         passes, none = [make_pass], nothing
@@ -398,17 +411,25 @@ def compare(
     _exit_of_check(result.ok)
 
 
-@_command("inspect", "inspect model.onnx", "inspect model.onnx --json")
-def inspect(model: Input, as_json: AsJson = False, quiet: Quiet = False) -> None:
+@_command("inspect", "inspect model.onnx", "inspect model.onnx --html model.html")
+def inspect(
+    model: Input, html: Html = None, force: ForcePage = False, as_json: AsJson = False, quiet: Quiet = False
+) -> None:
     """List the LayerNormBackprop nodes of a model."""
+    check_page(html, [Job(model, model)], force=force)
     printer = Printer(as_json, quiet)
     with printer.working(f"Reading {model.name}"):
         loaded = load_model(model)
         operators, doubts = report.found_operators(loaded), report.training_ops_warnings(loaded)
+    if html is not None:
+        with printer.working(f"Drawing {model.name}"):
+            pages().write(pages().inspected(model.name, loaded, doubts), html)
     printer.data({"nodes": operators, "warnings": doubts})
     for doubt in doubts:
         warn(doubt)
     printer.show(report.operators_table(operators))
+    if html is not None:
+        printer.say(f"Wrote {html}.")
 
 
 @_command("info", "info")
@@ -500,6 +521,7 @@ class _Request:
         size_threshold: From which size on tensors become external data; None where they stay where they are.
         dry_run: Whether to write nothing.
         several: Whether there are other models, so that what is told needs the name of this one.
+        html: Where to write a page; None for no page.
     """
 
     check: int
@@ -509,6 +531,7 @@ class _Request:
     size_threshold: int | None
     dry_run: bool
     several: bool
+    html: Path | None = None
 
 
 def _rewrite(
@@ -520,6 +543,7 @@ def _rewrite(
         model = load_model(job.source)
     with printer.working(f"Rewriting {job.source.name}"):
         doubts = data_warnings(model, job.source)
+        untouched = None if request.html is None else copy.deepcopy(model)
         original = None if can_be_read_again(job.source) or not request.check else copy.deepcopy(model)
         before: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": _bytes_of(job.source, model)}
         rewritten = apply_in_place(InTurn(*rewritings), model)
@@ -544,6 +568,9 @@ def _rewrite(
     lost = written and job.target == STANDARD_STREAM and standard_output_failed()
     data["output"] = str(job.target) if written and not lost else None
     data["seconds"] = time.perf_counter() - start
+    if request.html is not None and untouched is not None:
+        with printer.working(f"Drawing {job.source.name}"):
+            pages().write(pages().rewritten(job.source.name, untouched, model, data), request.html)
 
     if request.several:
         printer.say(f"{job.source}:")
@@ -585,6 +612,8 @@ def _rewrite(
         elif ok:
             reasons.append(f"{job.source} stays as it is")
         printer.say(f"Wrote nothing: {', and '.join(reasons)}.")
+    if request.html is not None:
+        printer.say(f"Wrote {request.html}.")
     return data
 
 
