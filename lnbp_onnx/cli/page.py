@@ -29,10 +29,11 @@ from lnbp_onnx.passes import DecomposePass
 _MOST_DRAWN = 40
 _MOST_BOXES = 250
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+_NAMES_OF_GAMMA = {"gamma", "scale", "weight"}
 
 _KEYS = {
     "operator": spec.OP_TYPE,
-    "node": "standard operators in its place",
+    "node": "what has its place",
     "neighbour": "the nodes around",
     "value": "inputs, initializers, outputs",
 }
@@ -50,6 +51,7 @@ class Subject:
         results: What became of each node, by its name and place.
         missed: Near misses, as `report.outcomes` describes them.
         remarks: Sentences, such as warnings.
+        sides: What the drawings of the two are called.
     """
 
     title: str
@@ -59,6 +61,7 @@ class Subject:
     results: Mapping[tuple[str, str], str] | None = None
     missed: Sequence[Mapping[str, str]] = ()
     remarks: Sequence[str] = ()
+    sides: tuple[str, str] = ("Before", "After")
 
 
 def inspected(name: str, model: ModelProto, remarks: Sequence[str]) -> Subject:
@@ -67,7 +70,7 @@ def inspected(name: str, model: ModelProto, remarks: Sequence[str]) -> Subject:
         after, hindered = apply(model, DecomposePass()), []
     except LnbpError as error:
         after, hindered = None, [f"It cannot be decomposed: {error}"]
-    return Subject(name, model, after, remarks=[*remarks, *hindered])
+    return Subject(name, model, after, remarks=[*remarks, *hindered], sides=("As it is", "Decomposed"))
 
 
 def rewritten(name: str, before: ModelProto, after: ModelProto, data: Mapping[str, Any]) -> Subject:
@@ -106,10 +109,10 @@ def render(subject: Subject) -> str:
         f'<p>{spec.OP_TYPE} nodes: {len(rows)}. <span class="muted">lnbp-onnx {version("lnbp-onnx")}</span></p>',
         *(f"<p>{text_of(remark)}</p>" for remark in subject.remarks),
         _nodes_table(rows),
-        _drawings(rows, subject.operators_in_after),
+        _drawings(rows, subject),
         _missed_table(subject.missed),
-        _counts_table("Operators", *(report.operator_counts(model) for model in models)),
-        _counts_table("Operator sets", *(_opsets(model) for model in models)),
+        _counts_table("Operators", *map(report.operator_counts, models), absent="0"),
+        _counts_table("Operator sets", *map(_opsets, models)),
     ]
     style, script = (resources.files(__package__).joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
@@ -124,11 +127,19 @@ def render(subject: Subject) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """What the page tells of one node: its data, its drawing, and the drawing of what has its place in the other."""
+    """What the page tells of one node.
+
+    Attributes:
+        data: As `report.describe` gives it, and the module's path.
+        own: The drawing of the node; without boxes where it is not drawn.
+        other: That of what has its place in the other model.
+        is_function: Whether this is the function that stands for the node.
+    """
 
     data: Mapping[str, Any]
     own: Drawing
     other: Drawing | None
+    is_function: bool = False
 
 
 class _Found:
@@ -157,17 +168,17 @@ class _Found:
         names = [output.name for output in operator.node.outputs if output.name]
         shared = set() if self._other is None else self._other_places.names(operator.place)
         own = region(operator.node.outputs, shared) if self._other is not None else [operator.node]
-        return _Row(data, drawing(own, names), self._drawing_of_other(operator.place, names))
+        return _Row(data, drawing(own, names), *self._drawing_of_other(operator.place, names))
 
-    def _drawing_of_other(self, place: str, names: Sequence[str]) -> Drawing | None:
+    def _drawing_of_other(self, place: str, names: Sequence[str]) -> tuple[Drawing | None, bool]:
         if self._other is None:
-            return None
+            return None, False
         found = [self._other_places.value(place, name) for name in names]
         nodes = region([value for value in found if value is not None], self._own_places.names(place))
         function = self._other.functions.get(OPERATOR_ID)
         if function is not None and any(map(is_operator, nodes)):
-            return drawing(list(function), [output.name for output in function.outputs])
-        return drawing(nodes, names) if nodes else None
+            return drawing(list(function), [output.name for output in function.outputs]), True
+        return drawing(nodes, names) if nodes else None, False
 
 
 def _module(node: ir.Node) -> str:
@@ -181,7 +192,8 @@ def _module(node: ir.Node) -> str:
     gamma = node.inputs[2] if len(node.inputs) > 2 else None
     if gamma is None or sum(is_operator(user) for user, _ in gamma.uses()) > 1:
         return ""
-    return (gamma.name or "").rpartition(".")[0]
+    path, _, name = (gamma.name or "").rpartition(".")
+    return path if name in _NAMES_OF_GAMMA else ""
 
 
 def _opsets(model: ModelProto) -> dict[str, int]:
@@ -191,8 +203,8 @@ def _opsets(model: ModelProto) -> dict[str, int]:
 def _nodes_table(rows: Sequence[_Row]) -> str:
     if not rows:
         return ""
-    columns = ["node", "place", "module", "axis", "shape", "epsilon", "types", "statistics", "outputs"]
-    with_result = any("result" in row.data for row in rows)
+    columns = ["node", "place", "axis", "shape", "epsilon", "types", "statistics", "outputs"]
+    optional = [name for name in ("module", "result") if any(row.data.get(name) for row in rows)]
     cells = []
     for index, row in enumerate(rows):
         data = row.data
@@ -201,32 +213,35 @@ def _nodes_table(rows: Sequence[_Row]) -> str:
             [
                 f'<a href="#node-{index}">{name}</a>' if row.own.boxes else name,
                 text_of(data["place"]),
-                text_of(data["module"]),
                 str(data["begin_norm_axis"]),
                 text_of("unknown" if data["shape"] is None else format_shape(data["shape"])),
                 f"{data['epsilon']:.6g}",
                 text_of(", ".join(f"{variable} {name}" for variable, name in data["types"].items())),
                 data["statistics"],
                 text_of(", ".join(data["outputs"])),
-                *([text_of(data.get("result", ""))] if with_result else []),
+                *(text_of(data.get(name, "")) for name in optional),
             ]
         )
-    return _table("Nodes", [*columns, *(["result"] if with_result else [])], cells)
+    return _table("Nodes", [*columns, *optional], cells)
 
 
-def _drawings(rows: Sequence[_Row], own_is_after: bool) -> str:
+def _drawings(rows: Sequence[_Row], subject: Subject) -> str:
     drawn = [(index, row) for index, row in enumerate(rows) if row.own.boxes]
     if not drawn:
         return ""
     keys = " ".join(f'<span class="key {kind}">{text_of(what)}</span>' for kind, what in _KEYS.items())
     parts = ["<h2>Before and after</h2>", f'<p class="muted">{keys}</p>']
     for index, row in drawn:
-        sides = [row.own, row.other]
-        before, after = reversed(sides) if own_is_after else sides
+        before, after = (row.other, row.own) if subject.operators_in_after else (row.own, row.other)
+        first, second = subject.sides
+        if row.is_function:
+            second = f"{second}: the function beside the node"
+        is_first_larger = before is not None and (after is None or len(before.boxes) > len(after.boxes))
         name = text_of(row.data["node"] or "(no name)")
         parts.append(
-            f'<details id="node-{index}"{" open" if index < 3 else ""}><summary>{name}</summary><div class="pair">'
-            f"{_figure('Before', before)}{_figure('After', after)}</div></details>"
+            f'<details id="node-{index}"{" open" if index < 3 else ""}><summary>{name}</summary>'
+            f'<div class="pair{" first" if is_first_larger else ""}">{_figure(first, before)}{_figure(second, after)}'
+            "</div></details>"
         )
     if len(drawn) < len(rows):
         parts.append(f"<p>The first {len(drawn)} of {len(rows)} nodes are drawn.</p>")
@@ -258,10 +273,9 @@ def _missed_table(missed: Sequence[Mapping[str, str]]) -> str:
     return _table("Near misses", ["at", "place", "what stopped it"], rows)
 
 
-def _counts_table(title: str, before: Mapping[str, int], after: Mapping[str, int] | None = None) -> str:
-    names = sorted({*before, *(after or {})})
-    sides = [before] if after is None else [before, after]
-    rows = [[text_of(name), *(str(side.get(name, "")) for side in sides)] for name in names]
+def _counts_table(title: str, *sides: Mapping[str, int], absent: str = "") -> str:
+    names = sorted({name for side in sides for name in side})
+    rows = [[text_of(name), *(str(side.get(name, absent)) for side in sides)] for name in names]
     return _table(title, ["", *["before", "after"][: len(sides)]], rows, numbers=True)
 
 
