@@ -222,6 +222,7 @@ def torch(session: nox.Session) -> None:
     session.install("torch==2.13.0", "onnxsim", _built(session, "dev,torch"))
     tests = [
         "torch",
+        "docstrings",
         "interop_torch",
         "torch_gradients",
         "torch_random",
@@ -296,7 +297,12 @@ def editable(session: nox.Session) -> None:
 def _check_contents(session: nox.Session, source: Path, built: Path) -> None:
     """Hold the wheel to the package and its library, the source distribution to what builds and tests it."""
     in_wheel = zipfile.ZipFile(built).namelist()
-    needed = [r"lnbp_onnx/lib/[^/]*lnbp_onnx_ops\.\w+", r"lnbp_onnx/py\.typed", r".*\.dist-info/licenses/LICENSE"]
+    needed = [
+        r"lnbp_onnx/lib/[^/]*lnbp_onnx_ops\.\w+",
+        r"lnbp_onnx/py\.typed",
+        r"lnbp_onnx/cli/page\.css",
+        r".*\.dist-info/licenses/LICENSE",
+    ]
     stray = [name for name in in_wheel if not re.match(r"lnbp_onnx(/|-[^/]*\.dist-info/)", name)]
     missing = [each for each in needed if not any(re.fullmatch(each, name) for name in in_wheel)]
     if "-py3-none-" not in built.name or stray or missing:

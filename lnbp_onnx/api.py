@@ -63,6 +63,17 @@ def decompose(model: Any, *, training_ops: bool = False, scatter_reductions: boo
         InvalidNodeError: Where the specification refuses a node, or too little is known of it.
         InvalidModelError: Where the model cannot be used, its opset is too old or unknown, or it has operators that
             cannot be rewritten.
+
+    Example:
+        >>> import onnx, lnbp_onnx
+        >>> model = onnx.parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["": 17, "lnbp": 1]>
+        ...     step (float[n, 64] x, float[n, 64] dy, float[64] gamma) => (float[n, 64] dx)
+        ...     { dx = lnbp.LayerNormBackprop <use_stats = 0> (x, dy, gamma) }
+        ... ''')
+        >>> standard = lnbp_onnx.decompose(model)
+        >>> {node.domain for node in standard.graph.node}
+        {''}
     """
     passes: list[ir.passes.InPlacePass] = [OrtTrainingPass()] if training_ops else []
     if scatter_reductions:
@@ -86,6 +97,17 @@ def embed(model: Any) -> Any:
     Raises:
         InvalidNodeError: Where the specification refuses a node, or too little is known of it.
         InvalidModelError: Where the model cannot be used, or its opset is too old or unknown.
+
+    Example:
+        >>> import onnx, lnbp_onnx
+        >>> model = onnx.parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["": 17, "lnbp": 1]>
+        ...     step (float[n, 64] x, float[n, 64] dy, float[64] gamma) => (float[n, 64] dx)
+        ...     { dx = lnbp.LayerNormBackprop <use_stats = 0> (x, dy, gamma) }
+        ... ''')
+        >>> both = lnbp_onnx.embed(model)
+        >>> [node.op_type for node in both.graph.node], [function.name for function in both.functions]
+        (['LayerNormBackprop'], ['LayerNormBackprop'])
     """
     return apply(read_whole_model(model), EmbedPass())
 
@@ -106,6 +128,17 @@ def fuse(model: Any) -> Any:
 
     Raises:
         InvalidModelError: Where the model cannot be used.
+
+    Example:
+        >>> import onnx, lnbp_onnx
+        >>> model = onnx.parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["": 17, "lnbp": 1]>
+        ...     step (float[n, 64] x, float[n, 64] dy, float[64] gamma) => (float[n, 64] dx)
+        ...     { dx = lnbp.LayerNormBackprop <use_stats = 0> (x, dy, gamma) }
+        ... ''')
+        >>> fused = lnbp_onnx.fuse(lnbp_onnx.decompose(model))
+        >>> [node.op_type for node in fused.graph.node]
+        ['LayerNormBackprop']
     """
     return apply(read_whole_model(model), FusePass())
 
@@ -171,6 +204,17 @@ def gradient(
             is not of a type and rank that `loss` takes.
         InvalidNodeError: Where a LayerNormalization is one that LayerNormBackprop does not take.
         ValueError: Where there is no such loss, or one without a label, or a label without one.
+
+    Example:
+        >>> import onnx, lnbp_onnx
+        >>> forward = onnx.parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["": 17]>
+        ...     net (float[n, 64] x, float[64] scale) => (float loss)
+        ...     { y = LayerNormalization(x, scale)  loss = ReduceSum <keepdims = 0> (y) }
+        ... ''')
+        >>> model = lnbp_onnx.gradient(forward, of="loss", wrt=["x", "scale"])
+        >>> [output.name for output in model.graph.output]
+        ['loss', 'x.grad', 'scale.grad']
     """
     return apply(
         read_whole_model(model),

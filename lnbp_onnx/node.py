@@ -445,6 +445,12 @@ def make_node(
 
     Raises:
         InvalidNodeError: Where the specification refuses the node.
+
+    Example:
+        >>> import lnbp_onnx
+        >>> node = lnbp_onnx.make_node("x", "dy", gamma="gamma", use_stats=False, outputs=["dx", "dgamma", ""])
+        >>> node.op_type, list(node.input), list(node.output)
+        ('LayerNormBackprop', ['x', 'dy', 'gamma'], ['dx', 'dgamma', ''])
     """
     inputs = [input_forward, output_delta, gamma, beta, mean, variance]
     if outputs is None:
@@ -488,6 +494,13 @@ def gradient_nodes(
 
     Raises:
         InvalidNodeError: Where the node is another one or lacks the two outputs.
+
+    Example:
+        >>> from onnx import helper
+        >>> import lnbp_onnx
+        >>> forward = helper.make_node("LayerNormalization", ["x", "scale"], ["y", "mean", "rstd"])
+        >>> [node.op_type for node in lnbp_onnx.gradient_nodes(forward, "dy", outputs=["dx", "dscale", ""])]
+        ['Mul', 'Reciprocal', 'LayerNormBackprop']
     """
     forward = layer_normalization
     label = f"{forward.op_type} node {forward.name or next(iter(forward.output), '')!r}"

@@ -56,6 +56,14 @@ def layer_norm_backprop(
 
     Raises:
         InvalidNodeError: Where the specification refuses the call.
+
+    Example:
+        >>> import numpy as np
+        >>> import lnbp_onnx
+        >>> x, dy = np.array([[1.0, 2.0, 4.0]]), np.array([[1.0, 0.0, 0.0]])
+        >>> dx, dgamma, dbeta = lnbp_onnx.layer_norm_backprop(x, dy, gamma=np.ones(3), use_stats=False)
+        >>> dx.round(3).tolist(), dgamma.round(3).tolist(), dbeta.tolist()
+        ([[0.229, -0.344, 0.115]], [-1.069, 0.0, 0.0], [1.0, 0.0, 0.0])
     """
     operands = (input_forward, output_delta, gamma, beta, mean, variance)
     arrays = [None if operand is None else np.asarray(operand) for operand in operands]
@@ -64,7 +72,23 @@ def layer_norm_backprop(
 
 
 class LayerNormBackprop(OpRun):
-    """The operator for ``ReferenceEvaluator(model, new_ops=[LayerNormBackprop])``."""
+    """The operator for ``ReferenceEvaluator(model, new_ops=[LayerNormBackprop])``.
+
+    Example:
+        >>> import numpy as np
+        >>> from onnx.reference import ReferenceEvaluator
+        >>> import onnx, lnbp_onnx
+        >>> model = onnx.parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["": 17, "lnbp": 1]>
+        ...     step (float[n, 64] x, float[n, 64] dy, float[64] gamma) => (float[n, 64] dx)
+        ...     { dx = lnbp.LayerNormBackprop <use_stats = 0> (x, dy, gamma) }
+        ... ''')
+        >>> evaluator = ReferenceEvaluator(model, new_ops=[lnbp_onnx.LayerNormBackprop])
+        >>> rows = np.random.default_rng(0).standard_normal((2, 3, 64)).astype(np.float32)
+        >>> (dx,) = evaluator.run(None, {"x": rows[0], "dy": rows[1], "gamma": np.ones(64, np.float32)})
+        >>> dx.shape
+        (3, 64)
+    """
 
     op_domain = spec.DOMAIN
     op_schema = make_schema()

@@ -51,6 +51,12 @@ def register_schema() -> None:
 
     From then on ``onnx.checker`` and ``onnx.shape_inference`` know the operator, and raise `InvalidNodeError`
     for a node that the specification refuses.
+
+    Example:
+        >>> import onnx, lnbp_onnx
+        >>> lnbp_onnx.register_schema()
+        >>> onnx.defs.get_schema("LayerNormBackprop", 1, "lnbp").since_version
+        1
     """
     if not onnx.defs.has(spec.OP_TYPE, spec.DOMAIN):
         onnx.defs.register_schema(make_schema())

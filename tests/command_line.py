@@ -26,7 +26,7 @@ class Result:
     output: bytes
 
 
-def command(*arguments: str | Path, cwd: Path | None = None, stdin: bytes = b"") -> Result:
+def command(*arguments: str | Path, cwd: Path | None = None, stdin: bytes = b"", columns: int = 120) -> Result:
     """Run a command in this process; whatever happens, neither a traceback nor an internal error reaches the user."""
     output = io.TextIOWrapper(io.BytesIO(), "utf-8")
     errors = io.StringIO()
@@ -35,7 +35,7 @@ def command(*arguments: str | Path, cwd: Path | None = None, stdin: bytes = b"")
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
         mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin))),
-        mock.patch.dict(os.environ, COLUMNS="120"),
+        mock.patch.dict(os.environ, COLUMNS=str(columns)),
     ):
         code = cli.run(list(map(str, arguments)))
     output.flush()

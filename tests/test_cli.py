@@ -2,6 +2,7 @@
 """The command line, as a user calls it."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -142,6 +143,44 @@ def test_failed_check(model: Path) -> None:
     assert run.returncode == 1
     assert "differs" in run.stdout
     assert "One run: A " in run.stdout
+
+
+def test_compare_ends_with_a_sentence(model: Path) -> None:
+    command("decompose", model)
+    decomposed = model.with_name("m.decomposed.onnx")
+    run = command("compare", model, decomposed, "-v")
+    lengths = "symbolic lengths were taken as 2: input_forward_0, input_forward_1, output_delta_0, output_delta_1"
+    assert run.stdout.endswith(
+        f"\n3 outputs agree within rtol 1e-5 and atol 1e-6; {lengths}, gamma_0, beta_0 and 2 more.\n"
+    )
+    assert re.search(r"input_forward +│ float32 │ \[2, 2\]", run.stdout)
+    given = ("input_forward:3,2", "output_delta:3,2", "gamma:2", "beta:2", "mean:3", "variance:3")
+    shapes = [word for shape in given for word in ("--input-shape", shape)]
+    assert "[3, 2]" in command("compare", model, decomposed, "-v", *shapes).stdout
+    assert "symbolic lengths" not in command("compare", model, decomposed, *shapes).stdout
+    assert "Inputs" not in command("compare", model, decomposed, *shapes).stdout
+    assert command("compare", model, decomposed, "-q").stdout == ""
+    assert command("inspect", model, "-q").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("element_type", "factor", "sentence"),
+    [
+        (TensorProto.FLOAT16, 1.0, "1 output agrees within rtol 0.000977 and atol 1e-6."),
+        (TensorProto.FLOAT, 1.0, "1 output agrees within rtol 1e-5 and atol 1e-6."),
+        (TensorProto.FLOAT, 2.0, "1 of 1 output differs by more than rtol 1e-5 and atol 1e-6."),
+    ],
+)
+def test_a_comparison_says_the_tolerance_that_it_held_to(
+    tmp_path: Path, element_type: int, factor: float, sentence: str
+) -> None:
+    paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    for path, scale in zip(paths, (1.0, factor), strict=True):
+        x, y = (helper.make_tensor_value_info(name, element_type, [3]) for name in "xy")
+        scales = helper.make_tensor("scale", element_type, [1], [scale])
+        graph = helper.make_graph([helper.make_node("Mul", ["x", "scale"], ["y"])], "g", [x], [y], [scales])
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    assert command("compare", *paths).stdout.splitlines()[-1] == sentence
 
 
 def test_compare_needs_the_same_interface(model: Path) -> None:

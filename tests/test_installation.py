@@ -53,7 +53,7 @@ def test_another_version_is_installed(tmp_path: Path) -> None:
     expected = (
         f"KernelError: The native library at {library} is of lnbp-onnx 0.0.1, and the package is imported from the "
         f"source folder {ROOT} of version {version}; they must be the same (run 'pip install .' in the source folder, "
-        "or use kernel='python', which does not need it)."
+        "or use kernel='python', which does not need it; docs/kernels.md has the ways)."
     )
     assert process.stderr.splitlines()[-1].removeprefix("lnbp_onnx.errors.") == expected
 

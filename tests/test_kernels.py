@@ -715,3 +715,26 @@ def test_the_library_runs_from_another_folder(tmp_path: Path) -> None:
     options = session_options()
     options.register_custom_ops_library(path)
     CASE.check(run_session(onnxruntime.InferenceSession(CASE.model().SerializeToString(), options), CASE.arrays()))
+
+
+@pytest.mark.parametrize("form", ["proto", "bytes", "path", "onnx_ir"])
+def test_inputs_with_defaults_are_no_reason_to_warn(
+    form: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime's own warning of each; what is given as SessionOptions logs as it says."""
+    proto = Case("defaults", (4, 6)).model()
+    session = lnbp_onnx.inference_session(proto)
+    assert session.get_session_options().log_severity_level < 3
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(6, np.float32), "gamma"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    model: Any = {
+        "proto": proto,
+        "bytes": proto.SerializeToString(),
+        "path": tmp_path / "m.onnx",
+        "onnx_ir": ir.from_proto(proto),
+    }[form]
+    session = lnbp_onnx.inference_session(model)
+    assert [value.name for value in session.get_overridable_initializers()] == ["gamma"]
+    assert capfd.readouterr().err == ""
+    lnbp_onnx.inference_session(model, sess_options=onnxruntime.SessionOptions())
+    assert "appears in graph inputs" in capfd.readouterr().err

@@ -46,10 +46,10 @@ def is_decomposed(content: bytes) -> bool:
     return {node.domain for node in onnx.load_from_string(content).graph.node} == {""}
 
 
-def refused(folder: Path, *arguments: str, **options: bytes) -> Result:
+def refused(folder: Path, *arguments: str, stdin: bytes = b"") -> Result:
     """Run a command that is refused and changes nothing."""
     before = contents(folder)
-    run = command(*arguments, cwd=folder, **options)
+    run = command(*arguments, cwd=folder, stdin=stdin)
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
     assert run.stderr.startswith("Error: ")

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What reaches the terminal, and what becomes of errors, interrupts and streams that are closed or full."""
 
+import contextlib
 import io
 import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -109,12 +111,76 @@ def test_what_can_be_seen_stays(text: str) -> None:
     assert terminal.printable(text) == text
 
 
-def test_a_progress_bar_is_escaped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Return what runs a command whose streams are terminals, and returns what they were sent."""
+
+    def run(*arguments: str | Path, columns: int = 60, **environment: str) -> str:
+        written = Terminal()
+        for name, value in {"COLUMNS": str(columns), "TERM": "xterm", **environment}.items():
+            monkeypatch.setenv(name, value)
+        with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
+            assert cli.run(list(map(str, arguments))) in (0, 2)
+        return written.getvalue()
+
+    return run
+
+
+def test_tables_fit_a_terminal_and_are_not_wrapped_elsewhere(tmp_path: Path, on_a_terminal: Callable[..., str]) -> None:
+    name = "layer/" * 40
+    model = Case("cli", (4, 6)).model()
+    model.graph.node[0].name = name
+    onnx.save(model, tmp_path / "m.onnx")
+    assert name not in on_a_terminal("inspect", tmp_path / "m.onnx", NO_COLOR="1")
+    assert max(map(len, on_a_terminal("inspect", tmp_path / "m.onnx", NO_COLOR="1").splitlines())) <= 60
+    run = command("inspect", tmp_path / "m.onnx", columns=60)
+    assert f" {name} " in run.stdout
+    assert len(run.stdout.splitlines()) == 6
+
+
+def test_no_color_is_plain_text(model: Path, on_a_terminal: Callable[..., str]) -> None:
+    calls = ["decompose", model, "--check"], ["decompose"], ["--help"]
+    assert "\x1b[1m" in on_a_terminal(*calls[0], NO_COLOR="")
+    for call in calls:
+        assert "\x1b" not in on_a_terminal(*call, NO_COLOR="1")
+
+
+def test_what_takes_its_time_is_told_on_standard_error(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(terminal, "_SECONDS_BEFORE_PROGRESS", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+
+    def errors_of(*arguments: str, stream: io.StringIO) -> str:
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert cli.run([arguments[0], str(model), *arguments[1:]]) == 0
+        return stream.getvalue()
+
+    told = errors_of("decompose", "--check", stream=Terminal())
+    for task in ("Reading m.onnx", "Rewriting m.onnx", "Comparing m.onnx with", "Writing m.decomposed.onnx"):
+        assert task in told
+    assert "Reading m.onnx" in errors_of("inspect", stream=Terminal())
+    assert "Comparing m.onnx with m.onnx" in errors_of("compare", str(model), stream=Terminal())
+    assert "Reading" not in capsys.readouterr().out
+    assert errors_of("decompose", "-q", stream=Terminal()) == errors_of("decompose", stream=io.StringIO()) == ""
+
+
+def test_a_progress_bar_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "_SECONDS_BEFORE_PROGRESS", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
     with terminal.Printer(as_json=False).progress("Reading \x1b]0;title\x07") as progress:
         progress(1, 2)
-    written = capsys.readouterr().out
+    assert isinstance(sys.stderr, Terminal)
+    written = sys.stderr.getvalue()
+    assert "Reading" in written
     assert "\x1b]0;" not in written
     assert "\x07" not in written
 

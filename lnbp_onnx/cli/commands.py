@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -26,7 +27,7 @@ from onnx import ModelProto
 from lnbp_onnx import spec
 from lnbp_onnx.api import differentiation
 from lnbp_onnx.cli import EXIT_INTERRUPTED, report
-from lnbp_onnx.cli.targets import Job, UsageError, check_unused, jobs, path_of
+from lnbp_onnx.cli.targets import Job, UsageError, check_page, check_unused, jobs, pages, path_of
 from lnbp_onnx.cli.terminal import (
     EXIT_CLOSED_PIPE,
     Printer,
@@ -71,13 +72,50 @@ TRACEBACK_VARIABLE = "LNBP_ONNX_TRACEBACK"
 """The environment variable that, set to anything, shows where in the program an error comes from."""
 
 app = typer.Typer(
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
+    # In a table of rich's the names of options are cut off where the terminal is narrow.
+    rich_markup_mode=None,
+)
+
+
+def _examples(*arguments: str) -> str:
+    """Return the end of a help: calls that can be copied."""
+    lines = [f"  lnbp-onnx {each}" for each in arguments]
+    # Without \\b the lines would be filled as those of a paragraph.
+    return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *lines])
+
+
+def _command(name: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a function as a command, whose docstring is its help and stands whole in the list of the commands."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        app.command(name, short_help=function.__doc__, epilog=_examples(*examples))(function)
+        return function
+
+    return add
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        Printer(as_json=False).say(f"lnbp-onnx {version('lnbp-onnx')}")
+        raise typer.Exit
+
+
+@app.callback(
     help="LayerNormBackprop, the gradient of layer normalisation, in ONNX models.\n\n"
     "Exit codes: 0 done, or nothing to do; 1 a check failed; 2 bad usage, a bad model, or an output that cannot be "
     "written; of several models the highest. 130 interrupted; 141 the reader of the output closed it.",
+    epilog=_examples("inspect model.onnx", "decompose model.onnx", "decompose --help"),
 )
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Take what is no command's."""
+
 
 Input = Annotated[Path, typer.Argument(metavar="IN", help="The model to read; - is standard input.", parser=path_of)]
 Models = Annotated[
@@ -99,17 +137,26 @@ OutputDir = Annotated[
 ]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Write over IN.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an OUT that exists.")]
+ForcePage = Annotated[bool, typer.Option("--force", help="Replace a FILE that exists.")]
 Check = Annotated[
     int,
-    typer.Option("--check", metavar="[N]", min=0, help="Compare IN and OUT on N random inputs, 1 without a number."),
+    typer.Option(
+        "--check",
+        metavar="[N]",
+        min=0,
+        show_default=False,
+        help="Compare IN and OUT on N random inputs, 1 without a number.",
+    ),
 ]
-Runs = Annotated[int, typer.Option("--runs", min=1, help="How many random inputs to compare on.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random inputs.")]
+Runs = Annotated[int, typer.Option("--runs", min=1, metavar="N", help="How many random inputs to compare on.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the random inputs.")]
 Rtol = Annotated[
-    float | None, typer.Option("--rtol", min=0, help=f"Relative tolerance of the comparison; {RTOL} by default.")
+    float | None,
+    typer.Option("--rtol", min=0, metavar="NUMBER", help=f"Relative tolerance of the comparison; {RTOL} by default."),
 ]
 Atol = Annotated[
-    float | None, typer.Option("--atol", min=0, help=f"Absolute tolerance of the comparison; {ATOL} by default.")
+    float | None,
+    typer.Option("--atol", min=0, metavar="NUMBER", help=f"Absolute tolerance of the comparison; {ATOL} by default."),
 ]
 InputShapes = Annotated[
     list[str] | None,
@@ -128,11 +175,20 @@ SizeThreshold = Annotated[
         "--size-threshold",
         min=0,
         metavar="BYTES",
-        help=f"From which size on a tensor is large; {DEFAULT_SIZE_THRESHOLD} by default. It implies "
-        "--save-as-external-data.",
+        help=f"From which size on a tensor is large; {DEFAULT_SIZE_THRESHOLD} by default. Large ones "
+        "go to a file of their own.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and write nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and write no model.")]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write a page to look at: the nodes, and a drawing of the graph around each, before and after.",
+        parser=path_of,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
 Quiet = Annotated[
     bool, typer.Option("-q", "--quiet", help="Print nothing but errors, warnings, and JSON where asked for.")
@@ -173,7 +229,7 @@ def _add_rewriting(
     make_passes: Sequence[Callable[[], ir.passes.InPlacePass]],
     nothing: str,
     summary: str,
-    *,
+    *examples: str,
     takes_training_ops: bool = False,
 ) -> None:
     """Add a command that applies passes: all take the same options, but for the two of decompose."""
@@ -193,6 +249,7 @@ def _add_rewriting(
         save_as_external_data: External = False,
         size_threshold: SizeThreshold = None,
         dry_run: DryRun = False,
+        html: Html = None,
         as_json: AsJson = False,
         quiet: Quiet = False,
         verbose: Verbose = False,
@@ -213,8 +270,10 @@ def _add_rewriting(
             size_threshold=size_threshold,
             dry_run=dry_run,
             several=output_dir is not None and len(models) > 1,
+            html=html,
         )
         planned = jobs(models, output, output_dir, in_place=in_place, force=force, suffix=suffix)
+        check_page(html, planned, force=force)
         to_stderr = _is_to_stdout(planned, size_threshold)
         printer = Printer(as_json, quiet, verbose, to_stderr=to_stderr)
         passes, none = list(make_passes), nothing
@@ -240,7 +299,8 @@ def _add_rewriting(
         full = signature(command)
         kept = [each for each in full.parameters.values() if each.name not in ("training_ops", "scatter_reductions")]
         command.__signature__ = full.replace(parameters=kept)  # type: ignore[attr-defined]
-    app.command(name, help=summary)(command)
+    command.__doc__ = summary
+    _command(name, *examples)(command)
 
 
 _add_rewriting(
@@ -249,6 +309,9 @@ _add_rewriting(
     (GradientNodesPass, DecomposePass),
     f"the model has no {spec.OP_TYPE} node, and no Gradient node",
     f"Rewrite every {spec.OP_TYPE} node in standard operators, which any runtime executes.",
+    "decompose model.onnx",
+    "decompose model.onnx other.onnx --check 3",
+    "decompose *.onnx --output-dir out",
     takes_training_ops=True,
 )
 _add_rewriting(
@@ -257,6 +320,8 @@ _add_rewriting(
     (EmbedPass,),
     f"the model has no {spec.OP_TYPE} node, or all of them have the function already",
     "Add a function in standard operators beside the nodes: fast where the kernel is, standard elsewhere.",
+    "embed model.onnx",
+    "embed model.onnx both.onnx --check",
 )
 _add_rewriting(
     "fuse",
@@ -264,6 +329,8 @@ _add_rewriting(
     (FusePass,),
     "no layer-norm gradient was found",
     f"Find layer-norm gradients in standard operators and make each one {spec.OP_TYPE} node.",
+    "fuse model.onnx",
+    "fuse model.onnx fused.onnx --dry-run -v",
 )
 
 
@@ -300,7 +367,7 @@ ClassAxis = Annotated[
 ]
 
 
-@app.command()
+@_command("gradient", "gradient model.onnx --of loss", "gradient model.onnx --of loss --wrt '*.weight'")
 def gradient(
     models: Annotated[list[Path], _models("gradient")],
     of: Annotated[str, typer.Option("--of", metavar="NAME", help="The value to differentiate.")],
@@ -351,7 +418,11 @@ class _OptimizerName(enum.StrEnum):
 _OPTIMIZERS: dict[_OptimizerName, type[Optimizer]] = {_OptimizerName.ADAMW: AdamW, _OptimizerName.SGD: SGD}
 
 
-@app.command(name="train-step")
+@_command(
+    "train-step",
+    "train-step joint.onnx",
+    "train-step model.onnx --of logits --loss cross-entropy --label target --optimizer sgd --lr 0.1",
+)
 def train_step(
     models: Annotated[list[Path], _models("training")],
     of: Annotated[
@@ -429,7 +500,11 @@ def train_step(
     printer.data(_rewrite(job, request, [*passes, step], "", printer))
 
 
-@app.command()
+@_command(
+    "compare",
+    "compare model.onnx model.decomposed.onnx",
+    "compare a.onnx b.onnx --input-shape x:4,128",
+)
 def compare(
     model_a: Annotated[Path, typer.Argument(metavar="A", help="A model; - is standard input.", parser=path_of)],
     model_b: Annotated[
@@ -442,34 +517,50 @@ def compare(
     input_shape: InputShapes = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Print also the types and shapes of the random inputs.")
+    ] = False,
 ) -> None:
     """Run two models on the same random inputs and compare every output."""
     if model_a == model_b == STANDARD_STREAM:
         raise UsageError("A and B are both standard input, which can be read once; give the name of a file.")
     shapes = _input_shapes(input_shape)
     rtol, atol = _tolerances(rtol, atol)
-    result = compare_models(model_a, model_b, input_shapes=shapes, runs=runs, seed=seed, rtol=rtol, atol=atol)
+    printer = Printer(as_json, quiet, verbose)
+    with printer.working(f"Comparing {model_a.name} with {model_b.name}"):
+        result = compare_models(model_a, model_b, input_shapes=shapes, runs=runs, seed=seed, rtol=rtol, atol=atol)
     data = report.comparison_data(result)
-    printer = Printer(as_json, quiet)
     printer.data(data)
+    if printer.verbose:
+        printer.show(report.inputs_table(data))
     printer.show(report.comparison_table(data))
     printer.say(report.times_sentence(data))
+    printer.say(report.verdict_sentence(data, atol))
     _exit_of_check(result.ok)
 
 
-@app.command()
-def inspect(model: Input, as_json: AsJson = False) -> None:
+@_command("inspect", "inspect model.onnx", "inspect model.onnx --html model.html")
+def inspect(
+    model: Input, html: Html = None, force: ForcePage = False, as_json: AsJson = False, quiet: Quiet = False
+) -> None:
     """List the LayerNormBackprop nodes of a model."""
-    loaded = load_model(model)
-    operators, doubts = report.found_operators(loaded), report.training_ops_warnings(loaded)
-    printer = Printer(as_json)
+    check_page(html, [Job(model, model)], force=force)
+    printer = Printer(as_json, quiet)
+    with printer.working(f"Reading {model.name}"):
+        loaded = load_model(model)
+        operators, doubts = report.found_operators(loaded), report.training_ops_warnings(loaded)
+    if html is not None:
+        with printer.working(f"Drawing {model.name}"):
+            pages().write(pages().inspected(model.name, loaded, doubts), html)
     printer.data({"nodes": operators, "warnings": doubts})
     for doubt in doubts:
         warn(doubt)
     printer.show(report.operators_table(operators))
+    if html is not None:
+        printer.say(f"Wrote {html}.")
 
 
-@app.command()
+@_command("info", "info")
 def info(as_json: AsJson = False) -> None:
     """Show versions, where the kernel library is, and what is available."""
     data = report.environment()
@@ -559,6 +650,7 @@ class _Request:
         size_threshold: From which size on tensors become external data; None where they stay where they are.
         dry_run: Whether to write nothing.
         several: Whether there are other models, so that what is told needs the name of this one.
+        html: Where to write a page; None for no page.
     """
 
     check: int
@@ -568,6 +660,7 @@ class _Request:
     size_threshold: int | None
     dry_run: bool
     several: bool
+    html: Path | None = None
 
 
 def _rewrite(
@@ -575,9 +668,11 @@ def _rewrite(
 ) -> dict[str, Any]:
     """Read a model, apply passes, compare if asked, write, and tell; returns what was found."""
     start = time.perf_counter()
-    with printer.progress(f"Rewriting {job.source.name}"):
+    with printer.working(f"Reading {job.source.name}"):
         model = load_model(job.source)
+    with printer.working(f"Rewriting {job.source.name}"):
         doubts = data_warnings(model, job.source)
+        untouched = None if request.html is None else copy.deepcopy(model)
         original = None if can_be_read_again(job.source) or not request.check else copy.deepcopy(model)
         before: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": _bytes_of(job.source, model)}
         rewritten = apply_in_place(InTurn(*rewritings), model)
@@ -589,7 +684,8 @@ def _rewrite(
     for result in rewritten.results:
         data |= report.outcomes(result)
     if request.check:
-        data["check"] = _check(job, request, original, model)
+        with printer.working(f"Comparing {job.source.name} with what became of it"):
+            data["check"] = _check(job, request, original, model)
     ok = _is_ok(data)
     # A failed check must not cost the user the only model there is.
     left_alone = job.in_place and (not ok or (not modified and request.size_threshold is None))
@@ -601,6 +697,9 @@ def _rewrite(
     lost = written and job.target == STANDARD_STREAM and standard_output_failed()
     data["output"] = str(job.target) if written and not lost else None
     data["seconds"] = time.perf_counter() - start
+    if request.html is not None and untouched is not None:
+        with printer.working(f"Drawing {job.source.name}"):
+            pages().write(pages().rewritten(job.source.name, untouched, model, data), request.html)
 
     if request.several:
         printer.say(f"{job.source}:")
@@ -632,6 +731,7 @@ def _rewrite(
         printer.show(report.change_table(before, after, data.get("check"), everything=printer.verbose))
     if request.check:
         printer.show(report.comparison_table(data["check"]))
+        printer.say(report.verdict_sentence(data["check"], request.atol))
     if not modified:
         printer.say(f"Nothing to do: {nothing}.")
     if written and not lost:  # `main` says why it is lost
@@ -645,6 +745,8 @@ def _rewrite(
         elif ok:
             reasons.append(f"{job.source} stays as it is")
         printer.say(f"Wrote nothing: {', and '.join(reasons)}.")
+    if request.html is not None:
+        printer.say(f"Wrote {request.html}.")
     return data
 
 

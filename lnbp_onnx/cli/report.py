@@ -5,7 +5,8 @@ import importlib.metadata
 import math
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import onnx
@@ -37,6 +38,7 @@ from lnbp_onnx.running.compare import Comparison
 from lnbp_onnx.running.session import IN_HOST_MEMORY
 
 _PACKAGES = ("lnbp-onnx", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-extensions", "numpy")
+_MOST_NAMED = 6
 _OUTCOMES = {"served": "kept, with the function", "decomposed": "decomposed"}
 
 
@@ -193,9 +195,12 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
                 "max_absolute_error": _finite(output.max_absolute_error),
                 "max_relative_error": _finite(output.max_relative_error),
                 "ok": output.ok,
+                "rtol": output.rtol,
             }
             for output in comparison.outputs
         ],
+        "inputs": [asdict(each) for each in comparison.inputs],
+        "assumed_lengths": comparison.assumed_lengths,
     }
 
 
@@ -273,6 +278,46 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
             _cell(output["name"]), _error(output["max_absolute_error"]), _error(output["max_relative_error"]), verdict
         )
     return table
+
+
+def inputs_table(comparison: Mapping[str, Any]) -> Table:
+    """Return the table of what two models were compared on."""
+    table = Table(title="Inputs", title_justify="left")
+    table.add_column("input", overflow="fold")
+    table.add_column("type")
+    table.add_column("shape")
+    for each in comparison["inputs"]:
+        table.add_row(_cell(each["name"]), each["element_type"], markup.escape(str(list(each["shape"]))))
+    return table
+
+
+def verdict_sentence(comparison: Mapping[str, Any], atol: float) -> str:
+    """Return in a sentence whether two models agree, within what, and on which lengths."""
+    outputs = comparison["outputs"]
+    differing = [output["rtol"] for output in outputs if not output["ok"]]
+    count = f"{len(outputs)} output{'' if len(outputs) == 1 else 's'}"
+    # The tolerance that is true of all of them, where they are of several types.
+    rtol = min(differing) if differing else max(output["rtol"] for output in outputs)
+    within = f"rtol {_short(rtol)} and atol {_short(atol)}"
+    if differing:
+        verdict = f"{len(differing)} of {count} differ{'s' if len(differing) == 1 else ''} by more than {within}"
+    else:
+        verdict = f"{count} agree{'s' if len(outputs) == 1 else ''} within {within}"
+    by_length: dict[int, list[str]] = {}
+    for name, length in comparison["assumed_lengths"].items():
+        by_length.setdefault(length, []).append(name)
+    lengths = [f"; symbolic lengths were taken as {length}: {_first(names)}" for length, names in by_length.items()]
+    return f"{verdict}{''.join(lengths)}."
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _short(number: float) -> str:
+    """Return a tolerance as people write it: 1e-5."""
+    return f"{number:.3g}".replace("e-0", "e-")
 
 
 def times_sentence(comparison: Mapping[str, Any]) -> str:

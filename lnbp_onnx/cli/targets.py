@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which model a command reads and where it writes it: no file of the user's is replaced unasked."""
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from lnbp_onnx.errors import LnbpError
 from lnbp_onnx.files.model_io import STANDARD_STREAM
@@ -89,6 +91,47 @@ def check_unused(job: Job, *, both_may_be_in: bool = False) -> None:
         if both_may_be_in:
             way_out += f", or --output-dir DIR if {job.source} and {job.target} are both models to read"
         raise UsageError(f"OUT is {job.target}, which exists; {way_out}.")
+
+
+def check_page(html: Path | None, planned: Sequence[Job], *, force: bool) -> None:
+    """Check that a page can be written beside what is planned.
+
+    Raises:
+        UsageError: Where it cannot, or would take the place of a model or, without `force`, of another file.
+    """
+    if html is None:
+        return
+    if len(planned) != 1:
+        raise UsageError(f"--html is a page of one model, and {len(planned)} are given; call it once for each.")
+    if html == STANDARD_STREAM or (html.exists() and not html.is_file()):
+        raise UsageError(f"--html is {_named_page(html)}, which is no file; give the name of a file.")
+    if not html.parent.is_dir():
+        raise UsageError(f"--html is to be in {html.parent}, which is no folder; make it first.")
+    if os.path.realpath(html) in {os.path.realpath(path) for job in planned for path in (job.source, job.target)}:
+        raise UsageError(f"--html is {html}, which is a model of this command; give another name.")
+    if html.exists() and not force:
+        raise UsageError(f"--html is {html}, which exists; give --force to replace it.")
+    pages()
+
+
+def pages() -> ModuleType:
+    """Return the module that writes pages; what it draws with is an extra of the package.
+
+    Raises:
+        UsageError: Where it is not installed.
+    """
+    try:
+        return importlib.import_module("lnbp_onnx.cli.page")
+    except ModuleNotFoundError as error:
+        if error.name != "pygraphviz":
+            raise
+        raise UsageError(
+            "--html draws with pygraphviz, which is not installed (run pip install 'lnbp-onnx[html]')."
+        ) from error
+
+
+def _named_page(html: Path) -> str:
+    return "standard output" if html == STANDARD_STREAM else str(html)
 
 
 def _jobs_into(models: Sequence[Path], folder: Path) -> list[Job]:

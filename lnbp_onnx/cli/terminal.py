@@ -9,10 +9,19 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as ProgressBar
 
 EXIT_CLOSED_PIPE = 128 + 13
@@ -20,6 +29,11 @@ EXIT_CLOSED_PIPE = 128 + 13
 
 # A shorter task is over before a progress bar can be read.
 _SECONDS_BEFORE_PROGRESS = 1.0
+
+_DESCRIPTION = TextColumn("{task.description}", markup=False)
+
+# No line is as long: what a pipe or a file gets is not wrapped.
+_UNBOUNDED = 1_000_000
 
 
 def printable(text: str) -> str:
@@ -36,14 +50,24 @@ def printable(text: str) -> str:
 def complain(sentence: str, kind: str = "Error", style: str = "red") -> None:
     """Print a sentence on standard error, on one line."""
     line = printable(re.sub(r"\s*\n\s*", " ", sentence.strip()))
-    Console(stderr=True, soft_wrap=True, emoji=False).print(
-        f"{kind}: {line}", style=style, markup=False, highlight=False
-    )
+    _console(stderr=True).print(f"{kind}: {line}", style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(sentence: str) -> None:
     """Print what does not stop a command but may stop its user."""
     complain(sentence, "Warning", "yellow")
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def _console(*, stderr: bool, quiet: bool = False) -> Console:
+    """Return what prints tables and sentences, without wrapping them where the stream is no terminal."""
+    width = None if _is_terminal(sys.stderr if stderr else sys.stdout) else _UNBOUNDED
+    # Without colours alone rich would still write in bold and italics.
+    color_system: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    return Console(stderr=stderr, quiet=quiet, emoji=False, width=width, color_system=color_system)
 
 
 class Printer:
@@ -58,8 +82,9 @@ class Printer:
 
     def __init__(self, as_json: bool, quiet: bool = False, verbose: bool = False, *, to_stderr: bool = False) -> None:
         self._as_json = as_json
+        self._quiet = quiet
         self._to_stderr = to_stderr
-        self._console = Console(quiet=quiet or as_json, stderr=to_stderr, emoji=False)
+        self._console = _console(stderr=to_stderr, quiet=quiet or as_json)
         self.verbose = verbose
 
     def data(self, data: Any) -> None:
@@ -77,18 +102,31 @@ class Printer:
         self._console.print(printable(sentence), highlight=False, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
+    def working(self, task: str) -> Iterator[None]:
+        """Show that a task goes on, where it takes its time and standard error is a terminal."""
+        with self._shown(task, SpinnerColumn(), _DESCRIPTION, TimeElapsedColumn()):
+            yield
+
+    @contextlib.contextmanager
     def progress(self, task: str) -> Iterator[Callable[[int, int], None]]:
-        """Show a bar where the output is a terminal and the task takes its time."""
-        columns = TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-        bar = ProgressBar(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        """Show how many bytes of a task are done, where it takes its time and standard error is a terminal."""
+        columns = _DESCRIPTION, BarColumn(), DownloadColumn(), TimeRemainingColumn()
+        with self._shown(task, *columns) as (bar, identifier):
+            yield lambda done, total: bar.update(identifier, completed=done, total=total)
+
+    @contextlib.contextmanager
+    def _shown(self, task: str, *columns: ProgressColumn) -> Iterator[tuple[ProgressBar, TaskID]]:
+        hidden = self._quiet or not _is_terminal(sys.stderr)
+        bar = ProgressBar(*columns, console=_console(stderr=True), transient=True, disable=hidden)
         identifier = bar.add_task(printable(task), total=None)
         timer = threading.Timer(_SECONDS_BEFORE_PROGRESS, bar.start)
         timer.daemon = True
         timer.start()
         try:
-            yield lambda done, total: bar.update(identifier, completed=done, total=total)
+            yield bar, identifier
         finally:
             timer.cancel()
+            timer.join()  # what starts after it was stopped would stay
             bar.stop()
 
 

@@ -101,6 +101,19 @@ def export_joint(
     Raises:
         InvalidModelError: Where the module cannot be exported as asked, the model does not compute what the module
             does, or `path` cannot be written.
+
+    Example:
+        >>> import torch
+        >>> from lnbp_onnx.interop.torch import export_joint
+        >>> class Loss(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.norm = torch.nn.LayerNorm(8)
+        ...     def forward(self, x):
+        ...         return self.norm(x).square().mean()
+        >>> model = export_joint(Loss(), (torch.randn(2, 8),), dynamic_shapes={"x": {0: "batch"}})
+        >>> [output.name for output in model.graph.output]
+        ['loss', 'norm.weight.grad', 'norm.bias.grad']
     """
     target = _target(path, check, seed)
     call = Call(module, args, kwargs, loss, loss_inputs)
@@ -148,6 +161,16 @@ def export(
     Raises:
         InvalidModelError: Where the module cannot be exported as asked, the model does not compute what the module
             does, or `path` cannot be written.
+
+    Example:
+        >>> import torch
+        >>> from lnbp_onnx.interop.torch import export
+        >>> class Slope(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.autograd.grad(torch.layer_norm(x, [8]).pow(3).sum(), x)
+        >>> model = export(Slope(), (torch.randn(2, 8, requires_grad=True),), output_names=["slope"])
+        >>> [output.name for output in model.graph.output]
+        ['slope']
     """
     target = _target(path, check, seed)
     call = Call(module, args, kwargs)

@@ -119,7 +119,7 @@ def _refuse_uncovered(model: ir.Model) -> None:
     )
     raise InvalidModelError(
         f"The model has operators of ONNX Runtime training that cannot be written in standard operators here: {listed} "
-        "(remove them, or run the model with onnxruntime-training 1.19.2)."
+        "(remove them, or run the model with onnxruntime-training 1.19.2; docs/passes.md lists those that can)."
     )
 
 

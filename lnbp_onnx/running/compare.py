@@ -27,7 +27,7 @@ from lnbp_onnx.running.differences import (
     spacing,
     widened,
 )
-from lnbp_onnx.running.drawing import draw, fed_inputs, free_inputs, variance_inputs
+from lnbp_onnx.running.drawing import assumed_lengths, draw, fed_inputs, free_inputs, variance_inputs
 from lnbp_onnx.running.runners import KernelRunner, PlainRunner, Runner, Tensors
 
 RTOL, ATOL = 1e-5, 1e-6
@@ -51,12 +51,29 @@ class OutputComparison:
         max_absolute_error: The largest difference.
         max_relative_error: The largest difference, as a fraction of the largest magnitude in the first model's output.
         ok: Whether every element is within the tolerance.
+        rtol: The relative tolerance: what was asked for, the type's own spacing where that is more, 0 for integers.
     """
 
     name: str
     max_absolute_error: float
     max_relative_error: float
     ok: bool
+    rtol: float
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedInput:
+    """One input that both models were given.
+
+    Attributes:
+        name: The input.
+        element_type: The name of its element type.
+        shape: Its shape.
+    """
+
+    name: str
+    element_type: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +84,15 @@ class Comparison:
         outputs: One entry for each output, in the first model's order.
         runtimes: What ran the two models.
         seconds: The median time of a run of each, warm, the two run in turn.
+        inputs: What the two were given.
+        assumed_lengths: The symbolic lengths that no shape was given for, with what they were taken as.
     """
 
     outputs: tuple[OutputComparison, ...]
     runtimes: tuple[str, str]
     seconds: tuple[float, float]
+    inputs: tuple[ComparedInput, ...]
+    assumed_lengths: dict[str, int]
 
     @property
     def ok(self) -> bool:
@@ -112,6 +133,17 @@ def compare(
     Raises:
         InvalidModelError: Where a model cannot be read or run, or the two do not have the same inputs and outputs.
         ValueError: Where `runs` is less than 1, `seed` negative, or a tolerance negative or not finite.
+
+    Example:
+        >>> import onnx, lnbp_onnx
+        >>> model = onnx.parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["": 17, "lnbp": 1]>
+        ...     step (float[n, 64] x, float[n, 64] dy, float[64] gamma) => (float[n, 64] dx)
+        ...     { dx = lnbp.LayerNormBackprop <use_stats = 0> (x, dy, gamma) }
+        ... ''')
+        >>> found = lnbp_onnx.compare(model, lnbp_onnx.decompose(model), input_shapes={"x": [3, 64]})
+        >>> found.ok, [output.name for output in found.outputs], found.assumed_lengths
+        (True, ['dx'], {})
     """
     for name, number, least in (("runs", runs, 1), ("seed", seed, 0)):
         if number < least:
@@ -137,7 +169,11 @@ def compare(
             found = _compare_output(name, results[0][name], results[1][name], rtol, atol)
             worst[name] = _worse(worst.get(name, found), found)
     return Comparison(
-        tuple(worst.values()), (runners[0].runtime, runners[1].runtime), _median_seconds(runners, feeds, seconds)
+        outputs=tuple(worst.values()),
+        runtimes=(runners[0].runtime, runners[1].runtime),
+        seconds=_median_seconds(runners, feeds, seconds),
+        inputs=tuple(ComparedInput(name, str(value.dtype), value.shape) for name, value in feeds.items()),
+        assumed_lengths=assumed_lengths(protos[0].graph, input_shapes or {}) if inputs is None else {},
     )
 
 
@@ -222,18 +258,18 @@ def _compare_output(name: str, a: NDArray[Any], b: NDArray[Any], rtol: float, at
         )
     if a.dtype.kind in "OUS":
         same = bool((a == b).all())
-        return OutputComparison(name, 0.0 if same else np.inf, 0.0 if same else np.inf, same)
+        return OutputComparison(name, 0.0 if same else np.inf, 0.0 if same else np.inf, same, 0.0)
     if a.dtype.kind == "V" and ir.DataType.from_numpy(a.dtype).is_integer():  # those of fewer than 8 bits
         a, b = a.astype(np.int64), b.astype(np.int64)
     if a.dtype.kind in "biu":
         absolute = largest_difference_of_integers(a, b)
-        return OutputComparison(name, absolute, _relative(absolute, a), absolute == 0)
+        return OutputComparison(name, absolute, _relative(absolute, a), absolute == 0, 0.0)
     rtol = max(rtol, spacing(a.dtype))
     a, b = widened(a), widened(b)
     with np.errstate(all="ignore"):
         ok = bool(np.isclose(b, a, rtol=rtol, atol=atol, equal_nan=True).all())
     absolute = float(differences(a, b).max(initial=0))
-    return OutputComparison(name, absolute, _relative(absolute, a), ok)
+    return OutputComparison(name, absolute, _relative(absolute, a), ok, rtol)
 
 
 def _relative(absolute: float, a: NDArray[Any]) -> float:
@@ -247,4 +283,5 @@ def _worse(a: OutputComparison, b: OutputComparison) -> OutputComparison:
         max(a.max_absolute_error, b.max_absolute_error),
         max(a.max_relative_error, b.max_relative_error),
         a.ok and b.ok,
+        a.rtol,
     )

@@ -98,6 +98,23 @@ def free_inputs(graph: GraphProto) -> Iterator[tuple[str, str]]:
             yield value.name, _declared(value)
 
 
+def assumed_lengths(graph: GraphProto, input_shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Return the symbolic lengths that no given shape says, with what they are drawn as.
+
+    A length without a name is called after its input and axis: ``x[0]``.
+    """
+    fed = fed_inputs(graph)
+    said = {name for value in fed if value.name in input_shapes for name in _lengths(value, input_shapes[value.name])}
+    found = {
+        dim.dim_param or f"{value.name}[{axis}]": SYMBOLIC_LENGTH
+        for value in fed
+        if value.name not in input_shapes
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+        if not _is_fixed(dim)
+    }
+    return {name: length for name, length in found.items() if name not in said}
+
+
 def _check_type(value: ValueInfoProto) -> None:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":

@@ -16,7 +16,10 @@ from lnbp_onnx.errors import KernelError
 _DISTRIBUTION = "lnbp-onnx"
 _FOLDER = Path(__file__).parents[1]
 _FILE_NAME = {"win32": "lnbp_onnx_ops.dll", "darwin": "liblnbp_onnx_ops.dylib"}.get(sys.platform, "liblnbp_onnx_ops.so")
-_ADVICE = "(run 'pip install .' in the source folder, or use kernel='python', which does not need it)."
+_ADVICE = (
+    "(run 'pip install .' in the source folder, or use kernel='python', which does not need it; docs/kernels.md has "
+    "the ways)."
+)
 
 
 def _find_editable() -> Path | None:
@@ -36,6 +39,11 @@ def get_library_path() -> str:
 
     Raises:
         KernelError: Where the library is neither beside the package nor in an installed distribution of its version.
+
+    Example:
+        >>> import onnxruntime, lnbp_onnx
+        >>> options = onnxruntime.SessionOptions()
+        >>> options.register_custom_ops_library(lnbp_onnx.get_library_path())
     """
     places = [path for path in (_editable, _FOLDER / "lib" / _FILE_NAME) if path is not None]
     found = next((path for path in places if path.is_file()), None)

@@ -17,12 +17,13 @@ import onnxruntime
 from onnx import ModelProto
 
 from lnbp_onnx.errors import InvalidModelError, KernelError, LnbpError
-from lnbp_onnx.files.model_io import STANDARD_STREAM, data_warnings, runnable
+from lnbp_onnx.files.model_io import STANDARD_STREAM, can_be_read_again, data_warnings, runnable
 from lnbp_onnx.files.model_like import ModelLike, read_model
 from lnbp_onnx.graphs.edit import apply_in_place
 from lnbp_onnx.graphs.specialise import specialised_operators
 from lnbp_onnx.passes import held_training_ops, scatter_reductions
 from lnbp_onnx.running import extensions, native, python
+from lnbp_onnx.running.drawing import fed_inputs
 
 Kernel: TypeAlias = Literal["native", "extensions", "python"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
@@ -36,6 +37,9 @@ IN_HOST_MEMORY = {
     "XnnpackExecutionProvider",
 }
 """The execution providers whose tensors a kernel on the CPU can use where they are."""
+
+_ERRORS = 3
+"""The severity from which on ONNX Runtime logs no warnings."""
 
 _SCATTER = "ScatterND"
 _REGISTERED_TWICE = ("Domain already set in registry", "Conflicting with a registered kernel")
@@ -60,7 +64,9 @@ def inference_session(
         kernel: "native", the package's own library; "extensions", the same library through onnxruntime-extensions;
             "python", the reference through onnxruntime-extensions, for comparison and not for speed. The last two need
             the package onnxruntime-extensions.
-        sess_options: Gets the kernel's library registered, once; it may be used again with the same kernel.
+        sess_options: Gets the kernel's library registered, once; it may be used again with the same kernel. None makes
+            some. ONNX Runtime warns of each input that has a default, and has no way to leave out one kind of warning:
+            where the model has such inputs, those that None makes are silent below errors.
         providers: As for ``onnxruntime.InferenceSession``. The operator runs on the CPU beside any provider; a
             warning says so where its tensors are copied for that.
 
@@ -71,6 +77,20 @@ def inference_session(
         InvalidNodeError: Where the specification refuses a node.
         InvalidModelError: Where the model cannot be loaded.
         KernelError: Where the kernel is unknown or not available, or `sess_options` has its library already.
+
+    Example:
+        >>> import numpy as np
+        >>> import onnx, lnbp_onnx
+        >>> model = onnx.parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["": 17, "lnbp": 1]>
+        ...     step (float[n, 64] x, float[n, 64] dy, float[64] gamma) => (float[n, 64] dx)
+        ...     { dx = lnbp.LayerNormBackprop <use_stats = 0> (x, dy, gamma) }
+        ... ''')
+        >>> session = lnbp_onnx.inference_session(model)
+        >>> rows = np.random.default_rng(0).standard_normal((2, 3, 64)).astype(np.float32)
+        >>> (dx,) = session.run(None, {"x": rows[0], "dy": rows[1], "gamma": np.ones(64, np.float32)})
+        >>> dx.shape
+        (3, 64)
     """
     prepare: _Preparation | None = None
     session_type = onnxruntime.InferenceSession
@@ -91,6 +111,8 @@ def inference_session(
         raise KernelError(f"The kernel is {kernel!r}; it must be one of {allowed} ('native' is the fastest).")
 
     options = _registered(sess_options, kernel, library)
+    if sess_options is None and _has_defaults(model):
+        options.log_severity_level = _ERRORS
     try:
         with _loadable(model, prepare) as source:
             session = session_type(source, options, providers=providers)
@@ -176,6 +198,19 @@ def load_error(model: ModelLike, error: Exception) -> LnbpError:
     except Exception:  # onnx_ir cannot read it either: onnxruntime's reason is as good
         pass
     return InvalidModelError(f"onnxruntime cannot load the model: {error}")
+
+
+def _has_defaults(model: ModelLike) -> bool:
+    """Return whether an input of the model has a default; of what cannot be read ONNX Runtime says what is wrong."""
+    if isinstance(model, ir.Model):
+        return any(value.name in model.graph.initializers for value in model.graph.inputs)
+    if isinstance(model, str | Path) and not can_be_read_again(Path(model)):
+        return False
+    try:
+        graph = (model if isinstance(model, ModelProto) else read_model(model)[0]).graph
+    except LnbpError:
+        return False
+    return len(fed_inputs(graph)) < len(graph.input)
 
 
 def _warn_of_lost_updates(model: ModelLike) -> None:
