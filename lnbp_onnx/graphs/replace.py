@@ -85,7 +85,7 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
 class Users:
     """Answers whether anything uses a value, in the same time however many do.
 
-    onnx_ir copies the list of a value's users for each that asks, which is long where all gradients read the value. Here
+    onnx_ir copies the list of a value's users for each that asks, which is long where all gradients read it. Here
     it is asked for again only once the user that came last in it is none any more.
     """
 
