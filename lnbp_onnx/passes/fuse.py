@@ -14,7 +14,7 @@ from lnbp_onnx.graphs.opsets import DEFAULT_OPSET, check_version, import_default
 from lnbp_onnx.graphs.replace import replace_nodes
 from lnbp_onnx.graphs.typed_scopes import typed_scopes
 from lnbp_onnx.matching.gradient import Gradient, NearMiss
-from lnbp_onnx.matching.rebuild import is_rstd, rebuilt
+from lnbp_onnx.matching.rebuild import Rebuilder, is_rstd
 from lnbp_onnx.matching.search import Searcher
 from lnbp_onnx.matching.substitute import Substitution
 from lnbp_onnx.matching.value_numbering import ValueNumbering
@@ -177,10 +177,11 @@ class _Fuser:
         substitution = Substitution(graph, self._infos, self._owners, opset, self._unique_name)
         numbering = ValueNumbering(graph, substitution.removed)
         settled: set[int] = set()
-        look_ups = iter(range(1, max(_FEWEST_LOOK_UPS, len(graph) // _NODES_FOR_A_LOOK_UP)))
+        look_ups = max(_FEWEST_LOOK_UPS, len(graph) // _NODES_FOR_A_LOOK_UP)
+        rebuilder = Rebuilder(self._infos, opset, numbering, look_ups)
         for node in [node for node in graph if is_rstd(node)]:
             while numbering.has(node):
-                gradient = rebuilt(node, self._infos, opset, numbering, look_ups)
+                gradient = rebuilder.find(node)
                 if gradient is None or self._substitute(substitution, gradient, place, "decomposed") is not None:
                     break
                 settled |= gradient.region
