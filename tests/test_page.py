@@ -148,7 +148,10 @@ def named(name: str) -> ModelProto:
         for index, value in enumerate(values):
             value.name = names[index] = f"{name}{kind}{index}"
     node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=name)
-    model.graph.node.append(helper.make_node(name, [node.output[0]], [f"{name}z"], name=name, domain=name))
+    inner = NodeProto()
+    inner.CopyFrom(node)
+    model.functions.append(helper.make_function(name, name, node.input, [], [inner], model.opset_import))
+    model.graph.node.append(helper.make_node(name, node.input, [], name=name, domain=name))
     model.opset_import.add(domain=name, version=1)
     return model
 
