@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 from command_line import command
-from onnx import ModelProto, helper, numpy_helper
+from documentation import ROOT, python_blocks
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from training_models import OPTIMIZERS, Arrays, assert_updated, batches, parameters_of, regression, trained
 
@@ -251,6 +253,34 @@ def test_command(tmp_path: Path) -> None:
         refused = command("train-step", "m.onnx", *arguments, cwd=tmp_path)
         assert refused.returncode == 2
         assert part in refused.stderr.replace("\n", " ")
+
+
+def test_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shapes = {"norm.weight": (16,), "norm.bias": (16,), "head.weight": (4, 16), "head.bias": (4,)}
+    rng = np.random.default_rng(5)
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "norm.weight", "norm.bias"], ["h"]),
+        helper.make_node("Gemm", ["h", "head.weight", "head.bias"], ["logits"], transB=1),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 4])
+    values = [numpy_helper.from_array(rng.normal(size=each).astype(np.float32), name) for name, each in shapes.items()]
+    graph = helper.make_graph(nodes, "forward", [x], [logits], values)
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
+    namespace: dict[str, Any] = {}
+    blocks = python_blocks("docs/training.md")
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "training.md", "exec"), namespace)
+    trained_values = parameters_of(onnx.load(tmp_path / "trained.onnx"))
+    for name in shapes:
+        np.testing.assert_array_equal(trained_values[name], namespace["state"][name])
+    page = (ROOT / "docs/training.md").read_text("utf-8")
+    options = page.split("lnbp-onnx train-step model.onnx step.onnx ")[1].split("\n\n")[0].replace("\\\n", "")
+    assert command("train-step", "model.onnx", "-o", "by_command.onnx", *shlex.split(options)).returncode == 0
+    assert onnx.load(tmp_path / "by_command.onnx") == namespace["step"]
 
 
 def test_save_parameters() -> None:
