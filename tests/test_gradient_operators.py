@@ -322,6 +322,7 @@ def test_dynamic_shapes(name: str) -> None:
     check(make_model([operator], given, opset=opset, dynamic=True), given)
 
 
+OPERATORS = "\n## Operators\n"
 # Against models of torch, and against what ONNX Runtime fuses them of.
 ELSEWHERE = {"Cast", "SimplifiedLayerNormalization"}
 
@@ -332,8 +333,8 @@ def test_every_rule_is_tested() -> None:
 
 
 def test_operators_are_listed() -> None:
-    lines = (ROOT / "docs/training.md").read_text("utf-8").splitlines()
-    assert [line for line in lines if line.startswith("| `")] == rows()
+    _, tables = (ROOT / "docs/training.md").read_text("utf-8").split(OPERATORS)
+    assert [line for line in tables.splitlines() if line.startswith("| `")] == rows()
 
 
 def rows() -> list[str]:
@@ -352,14 +353,15 @@ def rows() -> list[str]:
 
 def write_rows() -> None:
     page = ROOT / "docs/training.md"
+    before, tables = page.read_text("utf-8").split(OPERATORS)
     pending, lines = rows()[::-1], []
     sizes = [len(RULES), len(MICROSOFT_RULES), len(FUSED)][::-1]
-    for line in page.read_text("utf-8").splitlines():
+    for line in tables.splitlines():
         if not line.startswith("| `"):
             lines.append(line)
         elif lines[-1] == "|---|---|":
             lines += [pending.pop() for _ in range(sizes.pop())]
-    page.write_text("\n".join(lines) + "\n", "utf-8")
+    page.write_text(before + OPERATORS + "\n".join(lines) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
