@@ -28,11 +28,13 @@ _CONTENTS = """
 :hidden:
 :caption: Guides
 
+docs/command-line.md
 docs/pytorch.md
 docs/training.md
 docs/passes.md
 docs/kernels.md
 ops/README.md
+docs/examples.md
 docs/troubleshooting.md
 ```
 

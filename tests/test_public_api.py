@@ -2,9 +2,11 @@
 """The names that users call are a contract."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
+from command_line import command
 from documentation import ROOT, python_blocks
 
 import lnbp_onnx
@@ -52,6 +54,20 @@ def test_docstrings(name: str) -> None:
 @pytest.mark.parametrize("error", [lnbp_onnx.InvalidModelError, lnbp_onnx.InvalidNodeError, lnbp_onnx.KernelError])
 def test_errors_have_one_base(error: type[Exception]) -> None:
     assert issubclass(error, lnbp_onnx.LnbpError)
+
+
+def test_readme_shows_what_the_command_line_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (block,) = re.findall(r"^```console\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    line, _, shown = block.partition("\n")
+    run = command(*line.removeprefix("$ lnbp-onnx ").split())
+    assert run.returncode == 0
+
+    def without_seconds(text: str) -> list[str]:
+        return [re.sub(r"[\d.]+ s\.$", "", each.rstrip()) for each in text.splitlines()]
+
+    assert without_seconds(run.stdout) == without_seconds(shown)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/derivation.md"])
