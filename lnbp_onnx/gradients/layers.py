@@ -6,6 +6,7 @@ import onnx_ir as ir
 from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
 
 _SCALE_OF_CHANNELS_OPSET = 21
+_TRAINING_MODE_OPSET = 14
 
 
 def layer_normalization(g: GradientOp) -> Gradients:
@@ -54,6 +55,8 @@ def batch_normalization(g: GradientOp) -> Gradients:
     def inverse(variance: ir.Value) -> ir.Value:
         return g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, epsilon)))
 
+    if g.opset < _TRAINING_MODE_OPSET and any(output.name for output in g.node.outputs[1:]):
+        g.refuse_opset(_TRAINING_MODE_OPSET, "it is in training mode, as its outputs tell, which has a gradient")
     if g.attribute("training_mode", 0):
         mean = g.reduce("ReduceMean", x, axes, keepdims=False)
         centred = g.op("Sub", x, column(mean))
