@@ -106,14 +106,15 @@ class Backward:
                 f"The gradient of {of.name!r} passes operators whose gradients are not covered: {listed} (write them "
                 "in the operators of docs/training.md, or leave what is before them out of wrt)."
             )
-        gradients = []
-        for source, gradient in zip(sources, self.gradients([(of, seed)], sources), strict=True):
+        gradients, found = [], self.gradients([(of, seed)], sources)
+        own = {output for node in self.nodes for output in node.outputs}
+        for source, gradient in zip(sources, found, strict=True):
             if gradient is None:
                 raise InvalidModelError(
                     f"{of.name!r} does not depend on {source.name!r} in a way that has a gradient (leave it out of "
                     "wrt)."
                 )
-            gradients.append(self._named(gradient, source))
+            gradients.append(self._named(gradient, source, own))
         self._graph.extend(used(self.nodes, gradients))
         return gradients
 
@@ -222,18 +223,23 @@ class Backward:
         self._parts[value] = [total]
         return total
 
-    def _named(self, gradient: ir.Value, source: ir.Value) -> ir.Value:
+    def _named(self, gradient: ir.Value, source: ir.Value, own: set[ir.Value]) -> ir.Value:
+        """Return a source's gradient as an output of its name; `own` are the values that can be renamed to one."""
         info = self.infos[source]
         assert info.element_type is not None
         name = f"{source.name}.grad"
         if self.unique_name(name) != name:
             raise InvalidModelError(f"The model has the name {name!r}, which the gradient needs (rename it).")
-        output = ir.Value(
-            name=name,
-            type=ir.TensorType(ir.DataType(info.element_type)),
-            shape=None if info.shape is None else ir.Shape(info.shape),
-        )
-        self.nodes.append(ir.Node("", "Identity", [gradient], outputs=[output], name=name))
+        if gradient in own:
+            own.remove(gradient)
+            output = gradient
+        else:
+            node = ir.Node("", "Identity", [gradient], name=name)
+            self.nodes.append(node)
+            output = node.outputs[0]
+        output.name = name
+        output.type = ir.TensorType(ir.DataType(info.element_type))
+        output.shape = None if info.shape is None else ir.Shape(info.shape)
         return output
 
     def _complete(self, node: ir.Node) -> None:
