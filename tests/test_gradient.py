@@ -123,6 +123,23 @@ def test_an_exponent_that_becomes_an_input_is_no_constant() -> None:
     np.testing.assert_allclose(found["e.grad"], np.sum(a**3 * np.log(a)))
 
 
+def test_constants_by_nature_are_not_differentiated_by_default() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 18]>
+        m (float[2, 3, 4] x, bool t) => (float y)
+        <float[3] g = {1, 2, 3}, float[3] b = {0, 1, 2}, float[3] mean = {0, 0, 0}, float[3] var = {1, 1, 1},
+         float[3] scales = {1, 1, 2}, float ratio = {0.5}> {
+            n, new_mean, new_var = BatchNormalization <training_mode = 1> (x, g, b, mean, var)
+            r = Resize (n, , scales)
+            f = Identity (r)
+            d = Dropout (f, ratio)
+            y = ReduceSum <keepdims = 0> (d)
+        }"""
+    )
+    result = lnbp_onnx.gradient(model, of="y")
+    assert [output.name for output in result.graph.output] == ["y", "g.grad", "b.grad"]
+
+
 def test_command(tmp_path: Path) -> None:
     onnx.save(encoder(), tmp_path / "m.onnx")
     result = command("gradient", "m.onnx", "--of", "loss", "--wrt", "w*", "--wrt", "gamma1", "--json", cwd=tmp_path)

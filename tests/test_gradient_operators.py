@@ -70,6 +70,7 @@ CASES: dict[str, tuple[NodeProto, dict[str, Any]]] = {
     "Mean": (node("Mean", "a b"), {"a": X, "b": draw(4)}),
     "Pow 2": (node("Pow", "a b"), {"a": X, "b": np.array(2, np.int64)}),
     "PRelu": (node("PRelu", "a b"), {"a": X, "b": draw(4)}),
+    "Clip of bounds": (node("Clip", "a l h"), {"a": X, "l": np.array(-0.7), "h": np.array(1.1)}),
     "Clip": (node("Clip", "a"), {"a": X}),
     "Where": (node("Where", "c a b"), {"c": X > 0.5, "a": X, "b": draw(4)}),
     "Gelu tanh": (node("Gelu", "a", approximate="tanh"), {"a": X}),
@@ -237,8 +238,8 @@ CASES: dict[str, tuple[NodeProto, dict[str, Any]]] = {
             "a": IMAGE,
             "g": draw(4),
             "b": draw(4),
-            "m": draw(4).astype(np.float32),
-            "v": np.ones(4, np.float32),
+            "m": draw(4),
+            "v": draw(4, low=0.5, high=2.0),
         },
     ),
     "SoftmaxCrossEntropyLoss": (

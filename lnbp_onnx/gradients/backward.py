@@ -113,14 +113,14 @@ class Backward:
                 f"The gradient of {of.name!r} passes operators whose gradients are not covered: {listed} (write them "
                 "in the operators of docs/training.md, or leave what is before them out of wrt)."
             )
-        gradients = []
-        found = self.gradients([(of, seed)], sources)
+        gradients, found = [], self.gradients([(of, seed)], sources)
+        own = {output for node in self.nodes for output in node.outputs}
         for source, name, gradient in zip(sources, names, found, strict=True):
             if gradient is None:
                 raise InvalidModelError(
                     f"{of.name!r} does not depend on {source.name!r} in a way that has a gradient (leave it out)."
                 )
-            gradients.append(self._named(gradient, source, name))
+            gradients.append(self._named(gradient, source, name, own))
         self._graph.extend(used(self.nodes, gradients))
         return gradients
 
@@ -236,15 +236,20 @@ class Backward:
         self._parts[value] = [total]
         return total
 
-    def _named(self, gradient: ir.Value, source: ir.Value, name: str) -> ir.Value:
+    def _named(self, gradient: ir.Value, source: ir.Value, name: str, own: set[ir.Value]) -> ir.Value:
+        """Return a source's gradient under a name; `own` are the values that can be given one."""
         info = self.infos[source]
         assert info.element_type is not None
-        output = ir.Value(
-            name=name,
-            type=ir.TensorType(ir.DataType(info.element_type)),
-            shape=None if info.shape is None else ir.Shape(info.shape),
-        )
-        self.nodes.append(ir.Node("", "Identity", [gradient], outputs=[output], name=name))
+        if gradient in own:
+            own.remove(gradient)
+            output = gradient
+        else:
+            node = ir.Node("", "Identity", [gradient], name=name)
+            self.nodes.append(node)
+            output = node.outputs[0]
+        output.name = name
+        output.type = ir.TensorType(ir.DataType(info.element_type))
+        output.shape = None if info.shape is None else ir.Shape(info.shape)
         return output
 
     def _complete(self, node: ir.Node) -> None:

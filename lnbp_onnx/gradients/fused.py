@@ -8,8 +8,6 @@ import onnx_ir as ir
 
 from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp
 
-_LAYER_NORMALIZATION_OPSET = 17
-
 
 def fused_matmul(w: TrainingOp) -> Outputs:
     """(A, B; alpha, transA, transB): alpha A' B'."""
@@ -88,8 +86,7 @@ def _skipped(w: TrainingOp, bias: int) -> ir.Value:
 def _layer_normalization(
     w: TrainingOp, x: ir.Value, gamma: ir.Value, beta: ir.Value | None
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    if w.opset < _LAYER_NORMALIZATION_OPSET:
-        w.refuse_opset(_LAYER_NORMALIZATION_OPSET, "it is written as LayerNormalization, which there is")
+    # What runs fused operators has LayerNormalization in older opsets than ONNX.
     epsilon = w.attribute("epsilon", 1e-5)
     types = [w.element_type(x), ir.DataType.FLOAT, ir.DataType.FLOAT]
     y, mean, inv_std = w.ops(

@@ -22,6 +22,9 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataTyp
 """What has a gradient."""
 
 
+_NEWER_OPSET = "convert the model with onnx.version_converter"
+
+
 class GradientOp(TrainingOp):
     """One node of the forward graph, and the writer of the gradients of its inputs.
 
@@ -39,7 +42,7 @@ class GradientOp(TrainingOp):
         opset: int,
         unique_name: Callable[[str], str],
     ) -> None:
-        super().__init__(node, infos, opset, unique_name)
+        super().__init__(node, infos, opset, unique_name, _NEWER_OPSET)
         self.deltas = deltas
         self._wanted = wanted
 
@@ -138,7 +141,7 @@ class GradientOp(TrainingOp):
         # The forward node keeps its name.
         name = self._unique_name(f"{name_of(self.node)}/{op_type}")
         node = ir.Node("", op_type, inputs, [*given.values(), *added], outputs=outputs, name=name)
-        op = TrainingOp(node, infos, self.opset, self._unique_name)
+        op = TrainingOp(node, infos, self.opset, self._unique_name, _NEWER_OPSET)
         op.subject, op.nodes, op.steps, op._constants = self.subject, self.nodes, self.steps, self._constants
         try:
             results = REWRITINGS[op_type](op)

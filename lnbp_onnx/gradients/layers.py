@@ -6,6 +6,7 @@ import onnx_ir as ir
 from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
 
 _SCALE_OF_CHANNELS_OPSET = 21
+_TRAINING_MODE_OPSET = 14
 
 
 def layer_normalization(g: GradientOp) -> Gradients:
@@ -37,15 +38,16 @@ def simplified_layer_normalization(g: GradientOp) -> Gradients:
 
 
 def batch_normalization(g: GradientOp) -> Gradients:
-    """For fixed statistics dX = dY * scale / std, dscale = sum(dY * xhat), dB = sum(dY); else BatchNormalizationGrad's.
+    """BatchNormalizationGrad's in training; of given statistics dX = dY * scale / std and dmean = -sum(dX).
 
+    Then dB = sum(dY), dscale = sum(dY * xhat), dvar = -dscale * scale / (2 std * std), with std * std = var + epsilon.
     The sums are over all axes but the channels.
     """
-    g.refuse_gradient(3, 4)
-    x, scale, dy = g.input(0), g.input(1), g.dy
-    rank = g.rank(x)
+    given = [g.input(index) for index in range(5)]
+    x, dy = g.computed(given[0], g.dy)
+    rank, element_type = g.rank(given[0]), g.element_type(x)
     axes = [axis for axis in range(rank) if axis != 1]
-    epsilon = g.number(g.attribute("epsilon", 1e-5))
+    epsilon = g.scalar_like(g.attribute("epsilon", 1e-5), x)
 
     def column(value: ir.Value) -> ir.Value:
         return g.op("Reshape", value, g.ints(*(-1 if axis == 1 else 1 for axis in range(1, rank))))
@@ -53,23 +55,32 @@ def batch_normalization(g: GradientOp) -> Gradients:
     def inverse(variance: ir.Value) -> ir.Value:
         return g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, epsilon)))
 
+    if g.opset < _TRAINING_MODE_OPSET and any(output.name for output in g.node.outputs[1:]):
+        g.refuse_opset(_TRAINING_MODE_OPSET, "it is in training mode, as its outputs tell, which has a gradient")
     if g.attribute("training_mode", 0):
         mean = g.reduce("ReduceMean", x, axes, keepdims=False)
         centred = g.op("Sub", x, column(mean))
         inv_std = inverse(g.reduce("ReduceMean", g.op("Mul", centred, centred), axes, keepdims=False))
         like = g.if_wanted(0, 1, 2)
-        return g.training_op("BatchNormalizationGrad", dy, x, scale, mean, inv_std, like=like)
-    element_type, parameter_type = g.element_type(x), g.element_type(scale)
-    scale, mean, variance = (g.cast(value, element_type) for value in (scale, g.input(3), g.input(4)))
+        return g.training_op("BatchNormalizationGrad", g.dy, given[0], given[1], mean, inv_std, like=like)
+    scale, mean, variance = (g.cast(given[index], element_type) for index in (1, 3, 4))
     inv_std = inverse(variance)
-    dx = g.op("Mul", dy, column(g.op("Mul", scale, inv_std))) if g.wants(0) else None
-    dscale = dbias = None
-    if g.wants(1):
-        xhat = g.op("Mul", g.op("Sub", x, column(mean)), column(inv_std))
-        dscale = g.cast(g.reduce("ReduceSum", g.op("Mul", dy, xhat), axes, keepdims=False), parameter_type)
-    if g.wants(2):
-        dbias = g.cast(g.reduce("ReduceSum", dy, axes, keepdims=False), parameter_type)
-    return [dx, dscale, dbias]
+    slope = g.op("Mul", scale, inv_std)
+    xhat = g.op("Mul", g.op("Sub", x, column(mean)), column(inv_std))
+    dbias = g.reduce("ReduceSum", dy, axes, keepdims=False)
+    dscale = g.reduce("ReduceSum", g.op("Mul", dy, xhat), axes, keepdims=False)
+    half = g.op("Mul", g.scalar_like(-0.5, x), g.op("Mul", slope, inv_std))
+    gradients = [
+        g.op("Mul", dy, column(slope)),
+        dscale,
+        dbias,
+        g.op("Neg", g.op("Mul", dbias, slope)),
+        g.op("Mul", dscale, half),
+    ]
+    return [
+        g.cast(gradient, g.element_type(value)) if g.wants(index) else None
+        for index, (gradient, value) in enumerate(zip(gradients, given, strict=True))
+    ]
 
 
 def instance_normalization(g: GradientOp) -> Gradients:

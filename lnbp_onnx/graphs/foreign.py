@@ -78,6 +78,7 @@ _LIKE: dict[str, tuple[_Like | None, ...]] = {
     "GatherGrad": (_type_of(2),),
     "GatherNDGrad": (_type_of(2),),
     "InvertibleLayerNormalizationGrad": (_same_as(1), _same_as(2), _same_as(2)),
+    "LayerNormalization": (_same_as(0),),
     "LayerNormalizationGrad": (_same_as(1), _same_as(2), _same_as(2)),
     "MaxPoolGrad": (_type_of(0),),
     "ReduceSumTraining": (_type_of(0),),
@@ -91,14 +92,15 @@ _LIKE: dict[str, tuple[_Like | None, ...]] = {
     "SoftmaxCrossEntropyLossInternalGrad": (_same_as(1),),
     "SplitTraining": (_type_of(0),) * 64,
 }
-# ONNX has an operator of this name, too.
-_NOT_IN_DEFAULT_DOMAIN = ("Gelu",)
+# The opset from which on ONNX has an operator of this name, too.
+_SINCE = {"Gelu": 1, "LayerNormalization": 17}
 
 
-def is_foreign(node: NodeProto) -> bool:
-    """Return whether the node has stand-ins."""
-    in_default_domain = node.domain == "" and node.op_type not in _NOT_IN_DEFAULT_DOMAIN
-    return node.op_type in _LIKE and (node.domain == "com.microsoft" or in_default_domain)
+def is_foreign(node: NodeProto, opset: int) -> bool:
+    """Return whether the node has stand-ins in an opset of the default domain."""
+    if node.op_type not in _LIKE or node.domain not in ("", "com.microsoft"):
+        return False
+    return node.domain != "" or node.op_type not in _SINCE or opset < _SINCE[node.op_type]
 
 
 def stand_ins(node: NodeProto) -> Iterator[NodeProto]:
@@ -113,19 +115,20 @@ def stand_ins(node: NodeProto) -> Iterator[NodeProto]:
             yield helper.make_node("Reshape", [template, UNKNOWN_SHAPE], [output])
 
 
-def with_stand_ins(nodes: list[NodeProto], functions: Container[tuple[str, str]]) -> list[NodeProto]:
+def with_stand_ins(nodes: list[NodeProto], functions: Container[tuple[str, str]], opset: int) -> list[NodeProto]:
     """Return the nodes of a graph with stand-ins for the foreign ones, in subgraphs, too; the nodes are changed.
 
     Args:
         nodes: The nodes.
         functions: The domains and names of the model's functions, whose calls are not foreign.
+        opset: The version of the default domain.
     """
     result: list[NodeProto] = []
     for node in nodes:
-        has_stand_ins = is_foreign(node) and (node.domain, node.op_type) not in functions
+        has_stand_ins = is_foreign(node, opset) and (node.domain, node.op_type) not in functions
         result += stand_ins(node) if has_stand_ins else [node]
         for graph in graphs_in(node):
-            kept = with_stand_ins(list(graph.node), functions)
+            kept = with_stand_ins(list(graph.node), functions, opset)
             del graph.node[:]
             graph.node.extend(kept)
     return result

@@ -150,9 +150,10 @@ def _skeleton(graph: ir.Graph, functions: Functions, opset_imports: Mapping[str,
     for value in graph.outputs:
         protos.write_value(value, proto.output.add())
     model.functions.extend(functions.called_by(graph))
-    if any(foreign.is_foreign(node) for node in graph_nodes(model.graph.node)):
+    opset = opset_imports.get("", 0)
+    if any(foreign.is_foreign(node, opset) for node in graph_nodes(model.graph.node)):
         own = {(function.domain, function.name) for function in model.functions}
-        nodes = foreign.with_stand_ins(list(model.graph.node), own)
+        nodes = foreign.with_stand_ins(list(model.graph.node), own, opset)
         del model.graph.node[:]
         model.graph.node.extend(nodes)
         shape = onnx.helper.make_tensor_value_info(foreign.UNKNOWN_SHAPE, onnx.TensorProto.INT64, [None])

@@ -187,10 +187,13 @@ class Writer:
         domain: str = "",
         name: str | None = None,
     ) -> None:
+        given = list(inputs)
+        while given and given[-1] is None:
+            given.pop()
         node = ir.Node(
             domain,
             op_type,
-            inputs,
+            given,
             [_attribute(*attribute) for attribute in attributes.items() if attribute[1] is not None],
             outputs=outputs,
             name=name or outputs[0].name,
