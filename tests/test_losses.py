@@ -124,6 +124,12 @@ def test_labels(shape: str, settings: dict[str, Any], element_type: int, dims: l
     assert types == {"y": TensorProto.FLOAT16, "loss": TensorProto.FLOAT, "x.grad": TensorProto.FLOAT16}
 
 
+def parsed_with_loss() -> ModelProto:
+    model = model_of("[3]")
+    model.graph.node[0].output[0] = model.graph.node[1].input[0] = "loss"
+    return model
+
+
 def test_a_softmax_over_another_axis_is_left_alone() -> None:
     model = model_of("[2, 3, 3]", last="Softmax")
     result = lnbp_onnx.gradient(model, of="y", wrt=["x"], loss="cross-entropy", label="target")
@@ -139,6 +145,8 @@ def test_a_softmax_over_another_axis_is_left_alone() -> None:
         (model_of("[2, 3]"), {"loss": "cross-entropy", "class_axis": 2}, "it must be 1 (transpose"),
         (model_of("[3]", "int64"), {"loss": "mse"}, "of 'y' is int64"),
         (model_of("[3]"), {"loss": "mse", "label": "x"}, "label: the model has the name 'x'"),
+        (model_of("[3]"), {"loss": "mse", "label": "loss"}, "label: the model has the name 'loss'"),
+        (parsed_with_loss(), {"loss": "mse"}, "has the name 'loss' already, which the loss needs"),
         (model_of("[3]"), {"loss": "mse", "of": "z"}, "no node of the graph computes 'z'"),
     ],
 )

@@ -200,6 +200,25 @@ def test_refusals(settings: dict[str, Any], part: str) -> None:
     assert part in str(error.value)
 
 
+def test_a_parameter_with_a_symbolic_shape() -> None:
+    model = regression()
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, ["in", "out"]))
+    step = lnbp_onnx.training_step(model, of="loss", optimizer=SGD(momentum=0.5))
+    assert parameters_of(step)["w.momentum_buffer"].shape == (3, 2)
+
+
+def test_an_integer_is_no_parameter() -> None:
+    model = given("double")
+    for each in (model.graph.initializer[0], model.graph.input[1]):
+        each.CopyFrom(
+            numpy_helper.from_array(np.array([1, 2]), "w")
+            if isinstance(each, TensorProto)
+            else helper.make_tensor_value_info("w", TensorProto.INT64, [2])
+        )
+    with pytest.raises(lnbp_onnx.InvalidModelError, match="'w' is of type INT64; float, double"):
+        lnbp_onnx.training_step(model, optimizer=SGD())
+
+
 @pytest.mark.parametrize("name", ["step", "learning_rate", "w.updated", "w.exp_avg"])
 def test_names_that_are_taken(name: str) -> None:
     model = regression()

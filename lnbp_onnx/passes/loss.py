@@ -67,9 +67,10 @@ class LossPass(ir.passes.InPlacePass):
                 f"{allowed} (transpose the output)."
             )
         unique_name = unique_names(names_in(graph))
-        for name, argument in ((self._label, "label: "), (LOSS, "")):
-            if unique_name(name) != name:
-                raise InvalidModelError(f"{argument}the model has the name {name!r} already (choose another one).")
+        if unique_name(LOSS) != LOSS:
+            raise InvalidModelError(f"The model has the name {LOSS!r} already, which the loss needs (rename it).")
+        if unique_name(self._label) != self._label:
+            raise InvalidModelError(f"label: the model has the name {self._label!r} already (choose another one).")
         label_shape = [dim for axis, dim in enumerate(shape) if axis != class_axis] if is_classes else shape
         label = ir.Value(
             name=self._label,

@@ -128,7 +128,7 @@ class _Step:
                 numbers[element_type],
                 self._optimizer.decays(name),
             )
-            new = {name: w.cast(value, _type_of(parameter)), **dict(zip(states, new_states, strict=True))}
+            new = {name: w.cast(value, _tensor_of(parameter).dtype), **dict(zip(states, new_states, strict=True))}
             if is_due is not None:
                 old = {name: parameter, **states}
                 new = {each: w.where(is_due, value, old[each]) for each, value in new.items()}
@@ -142,18 +142,19 @@ class _Step:
         """Return the gradients of the parameters, in the type to compute in; they are no outputs afterwards."""
         gradients = {}
         for output in tuple(self._graph.outputs):
-            name, is_gradient, rest = (output.name or "").rpartition(_GRADIENT)
-            parameter = self._graph.initializers.get(name) if is_gradient and not rest else None
+            name = (output.name or "").removesuffix(_GRADIENT)
+            parameter = None if name == output.name else self._graph.initializers.get(name)
             if parameter is None:
                 continue
-            if parameter.dtype not in FLOATS or parameter.shape is None:
+            if _tensor_of(parameter).dtype not in FLOATS:
                 raise InvalidModelError(
                     f"The model has an output {output.name!r}, and the initializer {name!r} is of type "
-                    f"{parameter.dtype}; float, double, float16 and bfloat16 can be trained (rename the output)."
+                    f"{_tensor_of(parameter).dtype}; float, double, float16 and bfloat16 can be trained (rename the "
+                    "output)."
                 )
             self.parameters[name] = parameter
             w = self._writer(f"{name}/")
-            gradients[name] = w.cast(output, _computed_type(parameter), _type_of(parameter))
+            gradients[name] = w.cast(output, _computed_type(parameter), _tensor_of(parameter).dtype)
             self._graph.outputs.remove(output)
             if not parameter.is_graph_input():
                 self._graph.inputs.append(parameter)
@@ -192,9 +193,8 @@ class _Step:
     def _state(self, name: str, state: str) -> ir.Value:
         """Return a new input of the shape of a parameter that is zero by default."""
         parameter = self.parameters[name]
-        assert parameter.shape is not None
         self.states.append(f"{name}.{state}")
-        return self._input(self.states[-1], _computed_type(parameter), parameter.shape.numpy(), 0)
+        return self._input(self.states[-1], _computed_type(parameter), _tensor_of(parameter).shape.numpy(), 0)
 
     def _input(self, name: str, element_type: ir.DataType, shape: Sequence[int], default: float) -> ir.Value:
         tensor = ir.Tensor(np.full(shape, default, element_type.numpy()), name=self._new_name(name))
@@ -220,11 +220,12 @@ class _Step:
         return w
 
 
-def _type_of(value: ir.Value) -> ir.DataType:
-    assert value.dtype is not None
-    return value.dtype
+def _tensor_of(parameter: ir.Value) -> ir.TensorProtocol:
+    """Return a parameter's default, which has lengths where the input may declare names for them."""
+    assert parameter.const_value is not None
+    return parameter.const_value
 
 
 def _computed_type(parameter: ir.Value) -> ir.DataType:
     """Return the type to compute in, and that of the states: float for a half type."""
-    return compute_type(_type_of(parameter))
+    return compute_type(_tensor_of(parameter).dtype)

@@ -115,9 +115,10 @@ class AdamW(Optimizer):
     def numbers(
         self, w: Writer, learning_rate: ir.Value, step: ir.Value, element_type: ir.DataType
     ) -> dict[str, ir.Value]:
-        """Write 1 - betas, the step sizes with their corrections for the first steps, eps, and what is left by decay.
+        """Write 1 - betas, the step size and eps with the corrections of the first steps, and what is left by decay.
 
-        In double: in float 1 - betas[1]**t has few digits in the first steps.
+        Both the step and eps are multiplied by the correction of the root, which takes no operation on a tensor. In
+        double: in float 1 - betas[1]**t has few digits in the first steps.
         """
 
         def number(value: float) -> ir.Value:
@@ -125,12 +126,12 @@ class AdamW(Optimizer):
 
         one = number(1.0)
         mean, square = (w.op("Sub", one, w.op("Pow", number(beta), step)) for beta in self.betas)
+        root = w.op("Sqrt", square)
         numbers = {
             "mean_rate": w.constant(1 - self.betas[0], element_type),
             "square_rate": w.constant(1 - self.betas[1], element_type),
-            "step_size": w.cast(w.op("Div", learning_rate, mean), element_type),
-            "root": w.cast(w.op("Sqrt", square), element_type),
-            "eps": w.constant(self.eps, element_type),
+            "step_size": w.cast(w.op("Mul", w.op("Div", learning_rate, mean), root), element_type),
+            "eps": w.cast(w.op("Mul", number(self.eps), root), element_type),
         }
         if self.weight_decay:
             kept = w.op("Sub", one, w.op("Mul", learning_rate, number(self.weight_decay)))
@@ -150,7 +151,7 @@ class AdamW(Optimizer):
         mean, square = states
         mean = _towards(w, mean, gradient, numbers["mean_rate"])
         square = _towards(w, square, w.op("Mul", gradient, gradient), numbers["square_rate"])
-        root = w.op("Add", w.op("Div", w.op("Sqrt", square), numbers["root"]), numbers["eps"])
+        root = w.op("Add", w.op("Sqrt", square), numbers["eps"])
         if decays:
             parameter = w.op("Mul", parameter, numbers["kept"])
         parameter = w.op("Sub", parameter, w.op("Div", w.op("Mul", mean, numbers["step_size"]), root))
