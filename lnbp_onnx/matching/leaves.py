@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import onnx_ir as ir
 
-from lnbp_onnx.matching.algebra import Leaf, Polynomial, atom, power
+from lnbp_onnx.matching.algebra import Leaf, Monomial, Polynomial, atom, power
 from lnbp_onnx.matching.known_graph import KnownGraph
 from lnbp_onnx.matching.operands import Operands
 from lnbp_onnx.matching.rows_and_columns import RowsAndColumns
@@ -17,6 +17,11 @@ from lnbp_onnx.matching.tensors import Axis, Tensor
 def leaf(name: str, axes: Sequence[Axis], *, is_positive: bool = False) -> Polynomial:
     """Return an element of a leaf tensor."""
     return atom(Leaf(name, frozenset(symbol for axis in axes for symbol in axis), is_positive))
+
+
+def leaf_names(monomial: Monomial) -> set[str]:
+    """Return the names of the leaf tensors whose elements are factors of a monomial, those in its sums left out."""
+    return {each.name for each, _ in monomial if isinstance(each, Leaf)}
 
 
 @dataclass(frozen=True, slots=True)

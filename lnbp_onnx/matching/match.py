@@ -58,6 +58,11 @@ def _compare(
     evaluation, layout = candidate.evaluation, candidate.layout
     outputs = {name: _equal(evaluation, *wanted) for name, wanted in definition.outputs.items()}
     misses: list[NearMiss] = []
+    added: tuple[ir.Value, ...] = ()
+    if not outputs["input_delta"] and candidate.addends is not None:
+        delta, symbols = definition.outputs["input_delta"]
+        total, added = candidate.addends.total(delta)
+        outputs["input_delta"] = _equal(candidate.addends.evaluation, total, symbols) if added else ()
     if not outputs["input_delta"]:
         misses = explain(evaluation, definition, layout)
         if not outputs.get("gamma_delta") or not _is_alone(candidate):
@@ -80,6 +85,7 @@ def _compare(
         exact,
         gamma_shape=shape[extra:] if shape is not None and extra > 0 else None,
         region=frozenset(evaluation.known),
+        addends=added,
     )
 
 

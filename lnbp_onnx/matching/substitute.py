@@ -95,7 +95,8 @@ class Substitution:
 
     def apply(self, gradient: Gradient) -> ir.Node | None:
         """Replace what computes a gradient by the operator; return its node, None where nothing is gained."""
-        producers = [value.producer() for value in gradient.operands.inputs if value is not None]
+        read = (*gradient.operands.inputs, *gradient.addends)
+        producers = [value.producer() for value in read if value is not None]
         place = max((self._positions[node][0] for node in producers if node in self._positions), default=_BEGINNING)
         targets = {name: self._targets(gradient, name, place) for name in spec.OUTPUT_NAMES}
         if not targets["input_delta"] and not targets["gamma_delta"]:
@@ -117,7 +118,11 @@ class Substitution:
         operator = self._operator(gradient, inputs, writer, targets)
         nodes = writer.nodes
         renewed: dict[ir.Value, ir.Value] = {}
-        for name, output in zip(spec.OUTPUT_NAMES, operator.outputs, strict=False):
+        results = list(operator.outputs)
+        for addend in gradient.addends:
+            shape = self._infos[addend].shape
+            results[0] = writer.op("Add", addend, results[0], name="input_delta_sum", shape=shape)
+        for name, output in zip(spec.OUTPUT_NAMES, results, strict=False):
             for target in targets[name]:
                 copies = self._writer(target.value.name or label, origin_node)
                 renewed[target.value] = self._copy(output, target, output in renewed.values(), copies)

@@ -86,8 +86,10 @@ class FusePass(ir.passes.InPlacePass):
       JAX's, the textbook's, before and after simplifiers. The values that depend on x, dy, gamma and the statistics
       alone are computed as polynomials with rational coefficients and must equal the operator's definition exactly.
       The statistics may be given (as a variance with or without epsilon, as its root, or as one over the root) or
-      computed; input_delta or else gamma_delta has to be there. An epsilon that the operator cannot have (in double
-      one that is no float32 number, or none) stays in the graph, and the operator is given its sum with the variance;
+      computed; input_delta or else gamma_delta has to be there. Where the terms of input_delta are added one by one to
+      other gradients of x, the sum becomes one of these and the operator's output. An epsilon that the operator cannot
+      have (in double one that is no float32 number, or none) stays in the graph, and the operator is given its sum with
+      the variance;
     - ``com.microsoft::LayerNormalizationGrad`` and ``InvertibleLayerNormalizationGrad``;
     - the function that `EmbedPass` writes goes; the nodes that call it are the operator already.
 
