@@ -33,6 +33,7 @@ nox.options.sessions = [
     "lint",
     "tidy",
     "abi",
+    "cpp",
 ]
 nox.options.error_on_external_run = True
 
@@ -197,6 +198,37 @@ def _check_library(session: nox.Session, library: str) -> None:
 def abi(session: nox.Session) -> None:
     """The declarations of ONNX Runtime's interface against its own header, where Debian's package is available."""
     session.run("sh", "ops/tools/check_abi.sh", external=True)
+
+
+@nox.session(requires=["build", "native(plain)"])
+def cpp(session: nox.Session) -> None:
+    """The C++ example from an installation of the library, where Debian's headers of ONNX Runtime are available."""
+    session.install("cmake", "ninja", _built(session))
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    runtime = folder / "onnxruntime"
+    for name in ("include", "lib"):
+        (runtime / name).mkdir(parents=True)
+    session.run("sh", "ops/tools/check_abi.sh", "trixie", str(runtime / "include"), external=True)
+    if not any((runtime / "include").iterdir()):
+        session.skip("there are no headers of ONNX Runtime")
+    program = "import onnxruntime.capi; print(onnxruntime.capi.__path__[0])"
+    package = Path((session.run("python", "-P", "-c", program, silent=True) or "").strip())
+    (library,) = package.glob("libonnxruntime.so.*")
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (runtime / "lib" / name).symlink_to(library)
+    installed, example = folder / "installed", folder / "example"
+    session.run("cmake", "--install", str(_build_native(session, "none")), "--prefix", str(installed))
+    options = [f"-DCMAKE_PREFIX_PATH={installed}", f"-DONNXRUNTIME_ROOT={runtime}", "-DCMAKE_CXX_FLAGS=-Wall -Wextra"]
+    session.run("cmake", "-S", "examples/cpp", "-B", str(example), "-G", "Ninja", *options)
+    session.run("cmake", "--build", str(example))
+    session.run("pytest", "-q", "tests/test_cpp_example.py", env={"LNBP_CPP_EXAMPLE": str(example / "run_model")})
+    if shutil.which("pkg-config"):
+        path = {"PKG_CONFIG_PATH": str(next(installed.rglob("pkgconfig")))}
+        asked = ["pkg-config", "--variable=library", "lnbp_onnx_ops"]
+        found = (session.run(*asked, env=path, external=True, silent=True) or "").strip()
+        if not Path(found).is_file():
+            session.error(f"pkg-config says that the library is {found!r}")
 
 
 @nox.session(requires=["build"])

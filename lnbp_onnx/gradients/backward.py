@@ -178,7 +178,7 @@ class Backward:
     def op(self, node: ir.Node, deltas: Sequence[ir.Value | None], wanted: Sequence[bool]) -> GradientOp:
         """Return the writer of the gradients of a node's inputs."""
         op = GradientOp(node, deltas, wanted, self.infos, self._opset, self.unique_name)
-        op.nodes, op._constants = self.nodes, self._constants
+        op.nodes, op.constants = self.nodes, self._constants
         return op
 
     def _uncovered(self, graph: ir.Graph, found: set[ir.Value], results: Iterable[ir.Value]) -> list[ir.Node]:

@@ -142,7 +142,7 @@ class GradientOp(TrainingOp):
         name = self._unique_name(f"{name_of(self.node)}/{op_type}")
         node = ir.Node("", op_type, inputs, [*given.values(), *added], outputs=outputs, name=name)
         op = TrainingOp(node, infos, self.opset, self._unique_name, _NEWER_OPSET)
-        op.subject, op.nodes, op.steps, op._constants = self.subject, self.nodes, self.steps, self._constants
+        op.subject, op.nodes, op.steps, op.constants = self.subject, self.nodes, self.steps, self.constants
         try:
             results = REWRITINGS[op_type](op)
         finally:
