@@ -276,12 +276,13 @@ def support(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv", requires=["build"])
 def examples(session: nox.Session) -> None:
-    """The examples with all that they can use: torch, OpenVINO, MPI, matplotlib, ONNX Runtime Web in node."""
+    """The examples with all that they use: torch, OpenVINO, MPI, matplotlib, ONNX Runtime Web in node and Chromium."""
     session.install("torch==2.13.0", _built(session, "dev,examples,torch"))
     folder = Path(session.create_tmp()).resolve()
     if shutil.which("node") and shutil.which("npm"):
         options = ["--no-save", "--no-package-lock", "--no-audit", "--no-fund"]
-        session.run("npm", "install", *options, "--prefix", str(folder), "onnxruntime-web", external=True)
+        packages = ["onnxruntime-web", "playwright-core"]
+        session.run("npm", "install", *options, "--prefix", str(folder), *packages, external=True)
     else:
         session.warn("node and npm are not installed: the test of onnxruntime-web is skipped")
     tests = ["tests/test_examples.py", "tests/test_gpt_examples.py"]
