@@ -42,7 +42,8 @@ class Leaves:
         leaves = {operands.x: Tensor(leaf("x", labels), labels)}
         if operands.dy is not None:
             order = operands.dy_axes or range(len(labels))
-            leaves[operands.dy] = Tensor(leaf("dy", labels), tuple(labels[index] for index in order))
+            seeds: tuple[Axis, ...] = ((),) if operands.dy_has_seeds else ()
+            leaves[operands.dy] = Tensor(leaf("dy", labels), (*(labels[index] for index in order), *seeds))
         gamma = self.gamma(operands)
         if operands.gamma is not None and gamma is not None:
             leaves[operands.gamma] = gamma

@@ -26,6 +26,8 @@ class Operands:
         mean: The given mean, None where the statistics are computed.
         statistic: What the given variance is computed from, None where the statistics are computed.
         dy_axes: Which of x's axes those of `dy` are, None where they are the same.
+        dy_has_seeds: Whether `dy` has one more axis than x, at its end and of length 1, as where a graph computes the
+            gradients for several seeds at once.
         gamma_is_number: Whether gamma enters as the one number that all its elements are, not by name: a simplifier
             has computed with it.
     """
@@ -37,6 +39,7 @@ class Operands:
     mean: ir.Value | None = None
     statistic: Statistic | None = None
     dy_axes: tuple[int, ...] | None = None
+    dy_has_seeds: bool = False
     gamma_is_number: bool = False
 
     @property
