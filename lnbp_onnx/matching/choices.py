@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from lnbp_onnx.matching.algebra import constant_value
 from lnbp_onnx.matching.evaluation import Evaluation
 from lnbp_onnx.matching.known_graph import KnownGraph
 from lnbp_onnx.matching.operands import Operands, Statistic
@@ -39,6 +40,11 @@ class Choices:
         if operands.dy is None:
             for operand in self._operands(evaluation.nodes(), evaluation):
                 yield from self._with_dy(operand, operands)
+            # What is filled with one number may have its shape from x, and so be known already.
+            for number, tensor in evaluation.tensors():
+                if constant_value(tensor.element):
+                    for value in self._numbering.values(number):
+                        yield from (each for each in self._matrices(value, None, operands) if each.dy_is_number)
         elif operands.gamma is None:
             yield from self.with_gamma(evaluation, operands)
 
@@ -170,6 +176,8 @@ class Choices:
                 continue
             if self._layout.matrix_axes(info.shape, axes) is not None:
                 found.insert(0, replace(operands, dy=origin, dy_axes=axes))
+                if isinstance(number := self._constants.get(origin), Tensor) and constant_value(number.element):
+                    found.insert(0, replace(operands, dy=origin, dy_axes=axes, dy_is_number=True))
             elif axes is None and info.shape[-1:] == (1,) and self._layout.is_shaped_as_x(info.shape[:-1]):
                 found.insert(0, replace(operands, dy=origin, dy_has_seeds=True))
         return sorted(found, key=lambda each: (each.dy_axes is not None, each.dy_has_seeds))

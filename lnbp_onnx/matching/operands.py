@@ -28,6 +28,7 @@ class Operands:
         dy_axes: Which of x's axes those of `dy` are, None where they are the same.
         dy_has_seeds: Whether `dy` has one more axis than x, at its end and of length 1, as where a graph computes the
             gradients for several seeds at once.
+        dy_is_number: Whether dy enters as the one number that all its elements are, as `gamma_is_number`.
         gamma_is_number: Whether gamma enters as the one number that all its elements are, not by name: a simplifier
             has computed with it.
     """
@@ -40,6 +41,7 @@ class Operands:
     statistic: Statistic | None = None
     dy_axes: tuple[int, ...] | None = None
     dy_has_seeds: bool = False
+    dy_is_number: bool = False
     gamma_is_number: bool = False
 
     @property
