@@ -123,6 +123,34 @@ def test_states_that_lead_to_each_other() -> None:
     check(parse(text), {"a": A, "b": W, "w": W + 0.1}, run=run_in_onnxruntime)
 
 
+def test_states_without_a_declared_shape() -> None:
+    text = """m (double[2, 3] a, double[3, 3] w) => (double[2, 3] y) {
+        n = Constant <value = int64 {3}> ()
+        y = Loop (n, , a) <
+            body = b (int64 i, bool c, s) => (bool co, so) {
+                co = Identity (c)
+                m = Constant <value = int64 {2}> ()
+                r = Loop (m, , s) <
+                    body = d (int64 j, bool e, t) => (bool eo, to) { eo = Identity (e) to = MatMul (t, w) }
+                >
+                so = Tanh (r)
+            }
+        >
+    }"""
+    check(parse(text), {"a": B, "w": draw(3, 3)}, run=run_in_onnxruntime)
+
+
+def test_a_state_that_grows_is_refused() -> None:
+    text = """m (double[2, 3] a) => (double[n, 3] y) {
+        n = Constant <value = int64 {3}> ()
+        y = Loop (n, , a) <
+            body = b (int64 i, bool c, s) => (bool co, so) { co = Identity (c) so = Concat <axis = 0> (s, a) }
+        >
+    }"""
+    with pytest.raises(lnbp_onnx.InvalidModelError, match=r"'s' changes its shape from \[2, 3\] to \[4, 3\]"):
+        lnbp_onnx.gradient(parse(text), of="y", wrt=["a"], seed="seed")
+
+
 def test_what_does_not_pass_a_loop_stays() -> None:
     text = """m (double[3] a) => (double[3] y) {
         n = Constant <value = int64 {2}> ()

@@ -21,7 +21,7 @@ from lnbp_onnx.gradients.dependence import (
     used,
 )
 from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
-from lnbp_onnx.graphs.inference import info_of
+from lnbp_onnx.graphs.inference import declare, info_of, known
 from lnbp_onnx.graphs.inline import nodes_in
 from lnbp_onnx.graphs.operators import name_of
 from lnbp_onnx.graphs.replace import replace_nodes
@@ -76,19 +76,42 @@ class Backward:
         Returns:
             The value to differentiate, which may come from another node now.
         """
+        assumed: dict[ir.Value, TensorInfo] = {}
         while True:
             nodes, _ = passed(self._graph, dependent(self._graph, sources, self.infos), [of], self.infos)
-            without_rule = [node for node in nodes_in(nodes) if rule_of(node) is None and not is_control_flow(node)]
-            bodies = [body(node, self.infos, self._opset, self.unique_name) for node in without_rule]
+            inner = list(nodes_in(nodes))
+            known_before = len(assumed)
+            assumed |= self._shapes_kept(inner)
+            bodies = [
+                body(node, self.infos, self._opset, self.unique_name)
+                for node in inner
+                if rule_of(node) is None and not is_control_flow(node)
+            ]
             replacements = [each for each in bodies if each is not None]
-            if not replacements:
+            if not replacements and len(assumed) == known_before:
                 return of
             renewed = {
                 old: new for each in replacements for old, new in zip(each.node.outputs, each.outputs, strict=False)
             }
             replace_nodes(replacements)
             of = renewed.get(of) or of
+            declared = {value: info_of(value) for value in assumed}
+            for value, info in assumed.items():
+                declare(value, info)
             self.infos.update(infer())
+            for value, info in declared.items():
+                declare(value, info)
+
+    def _shapes_kept(self, nodes: Iterable[ir.Node]) -> dict[ir.Value, TensorInfo]:
+        """Return what loops do not declare of the shapes that they carry, which stay as they are at the begin."""
+        found: dict[ir.Value, TensorInfo] = {}
+        for node in nodes:
+            if node.domain == "" and node.op_type == "Loop":
+                for state in iteration_of(node).states:
+                    info = known(state.operand, self.infos)
+                    if known(state.before, self.infos).shape is None and info.shape is not None:
+                        found[state.before] = info
+        return found
 
     def write(self, of: ir.Value, seed: ir.Value, sources: Sequence[ir.Value], names: Sequence[str]) -> list[ir.Value]:
         """Write the gradients of the sources into the graph, and return them.

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from lnbp_onnx.gradients.dependence import (
     Iteration,
     Slices,
+    State,
     branches_of,
     captured,
     dependent,
@@ -26,7 +27,7 @@ from lnbp_onnx.gradients.gradient_op import GradientOp
 from lnbp_onnx.graphs.inference import subgraphs_of
 from lnbp_onnx.graphs.inline import nodes_in, rename
 from lnbp_onnx.graphs.operators import name_of
-from lnbp_onnx.node import TensorInfo
+from lnbp_onnx.node import TensorInfo, format_shape
 
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -159,6 +160,8 @@ def loop_gradient(g: GradientOp, walk: Walk, found: set[ir.Value]) -> Parts:
     deltas = {output: delta for output, delta in zip(g.node.outputs, g.deltas, strict=True) if delta is not None}
     inner = dependent_in(iteration, found, walk.infos)
     _, led_to, states = passed_in(iteration, inner, set(deltas), walk.infos)
+    for state in states:
+        _refuse_changing_shape(g, state)
     outside = [value for value in dict.fromkeys(captured(g.node)) if value in led_to and value in found]
     taken = [each for each in iteration.taken if each.value in led_to & inner]
     given = [each for each in iteration.given if each.whole in deltas and each.value in inner]
@@ -186,6 +189,20 @@ def loop_gradient(g: GradientOp, walk: Walk, found: set[ir.Value]) -> Parts:
     else:
         outputs = _scan(g, copy, carried, begin, read, taken)
     return [(value, output) for value, output in zip(wholes, outputs, strict=True) if value in found]
+
+
+def _refuse_changing_shape(g: GradientOp, state: State) -> None:
+    before, after = g.info(state.before).shape, g.info(state.after).shape
+    if before is None or after is None:
+        return
+    changes = len(before) != len(after) or any(
+        isinstance(old, int) and isinstance(new, int) and old != new for old, new in zip(before, after, strict=True)
+    )
+    if changes:
+        g.refuse(
+            f"what it carries as {state.before.name!r} changes its shape from {format_shape(before)} to "
+            f"{format_shape(after)}; it must keep it (carry it in its final shape)"
+        )
 
 
 def _scan(

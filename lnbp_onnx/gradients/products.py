@@ -20,6 +20,12 @@ def matmul(g: GradientOp) -> Gradients:
             g.op("Gemm", dy, b, transB=1) if g.wants(0) else None,
             g.op("Gemm", a, dy, transA=1) if g.wants(1) else None,
         ]
+    if ranks[1] == 2 and ranks[0] > 2:
+        flat = _matrix(g, dy, b, 1)
+        return [
+            g.shaped_like(g.op("Gemm", flat, b, transB=1), a) if g.wants(0) else None,
+            g.op("Gemm", _matrix(g, a, b, 0), flat, transA=1) if g.wants(1) else None,
+        ]
     # A vector is a matrix of one row or column.
     left = g.unsqueeze(a, 0) if ranks[0] == 1 else a
     right = g.unsqueeze(b, -1) if ranks[1] == 1 else b
@@ -44,20 +50,23 @@ def matmul(g: GradientOp) -> Gradients:
             da = summed_to(g, da, a, tuple(rows), None if batch is None else (*batch, *rows[-2:]))
     if g.wants(1):
         columns = shapes[1] if ranks[1] > 1 else [*shapes[1], 1]
-        if ranks[1] <= 2 and ranks[0] > 2:
-            width = g.part(g.shape_of(right), 0, 1), g.part(g.shape_of(right), 1, 2)
-            db = g.op(
-                "Gemm",
-                g.op("Reshape", left, g.joined(g.ints(-1), width[0])),
-                g.op("Reshape", dy, g.joined(g.ints(-1), width[1])),
-                transA=1,
-            )
+        if ranks[1] == 1 and ranks[0] > 2:
+            db = g.op("Gemm", _matrix(g, a, b, 0), g.op("Reshape", dy, g.ints(-1, 1)), transA=1)
         else:
             db = g.op("MatMul", _transposed(g, left, max(ranks[0], 2)), dy)
             db = summed_to(g, db, right, tuple(columns), None if batch is None else (*batch, *columns[-2:]))
         if ranks[1] == 1:
             db = g.squeeze(db, -1)
     return [da, db]
+
+
+def _matrix(g: GradientOp, value: ir.Value, like: ir.Value, axis: int) -> ir.Value:
+    """Return a value as a matrix, with as many columns as another one's axis is long."""
+    shape = g.info(like).shape
+    length = shape[axis] if shape is not None else None
+    if isinstance(length, int):
+        return g.op("Reshape", value, g.ints(-1, length))
+    return g.op("Reshape", value, g.joined(g.ints(-1), g.part(g.shape(like), axis, axis + 1)))
 
 
 def _batch(g: GradientOp, ranks: list[int]) -> list[int | str | None] | None:
