@@ -183,7 +183,7 @@ def test_in_a_browser(model: ModelProto) -> None:
         try:
             assert server.stdout is not None
             address = server.stdout.readline().split()[0]
-            drive = [node, Path(__file__).with_name("drive_browser.mjs"), address, browser]
+            drive = [node, str(Path(__file__).with_name("drive_browser.mjs")), address, browser]
             found = json.loads(subprocess.run(drive, stdout=subprocess.PIPE, text=True, check=True).stdout)
         finally:
             server.terminate()
