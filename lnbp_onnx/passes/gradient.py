@@ -12,11 +12,9 @@ from lnbp_onnx.gradients.backward import Backward
 from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, infer
 from lnbp_onnx.graphs.inline import inline_functions
-from lnbp_onnx.graphs.names import computed_value, matches, names_in, unique_names
+from lnbp_onnx.graphs.names import computed_value, listed, matches, names_in, unique_names
 from lnbp_onnx.graphs.opsets import opset_to_train_in
 from lnbp_onnx.node import TensorInfo
-
-_NAMES_SHOWN = 10
 
 
 @dataclass
@@ -137,10 +135,9 @@ class GradientPass(ir.passes.InPlacePass):
         for pattern in self._wrt or ():
             found = [name for name in reached if matches(name, pattern)]
             if not found:
-                shown = [*map(repr, reached[:_NAMES_SHOWN]), *(["..."] if len(reached) > _NAMES_SHOWN else [])]
                 raise InvalidModelError(
                     f"wrt: {pattern!r} matches no input and no initializer that {self._of!r} has a gradient for (those "
-                    f"are {', '.join(shown) or 'none'})."
+                    f"are {listed(reached)})."
                 )
             names += found
         return names

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.gradients.gradient_op import FLOATS
-from lnbp_onnx.graphs.names import names_in, unique_names
+from lnbp_onnx.graphs.names import listed, names_in, unique_names
 from lnbp_onnx.graphs.opsets import opset_to_train_in
 from lnbp_onnx.graphs.writer import Writer
 from lnbp_onnx.training.optimizers import Optimizer
@@ -95,7 +95,7 @@ class _Step:
         if unmatched:
             raise InvalidModelError(
                 f"no_weight_decay: {unmatched[0]!r} matches none of the parameters, which are "
-                f"{', '.join(map(repr, gradients))} (correct the pattern)."
+                f"{listed(list(gradients))} (correct the pattern)."
             )
         w = self._writer("training_step/")
         learning_rate = self._input(LEARNING_RATE, ir.DataType.FLOAT, (), self._optimizer.lr)
