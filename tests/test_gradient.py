@@ -213,6 +213,12 @@ def test_what_is_not_covered_is_listed_whole() -> None:
             {},
             "FLOAT8E4M3FN",
         ),
+        (
+            "m (float[3] a) => (float y) <float s = {0.1}, int8 z = {0}> { q = QuantizeLinear (a, s, z)"
+            " i = Identity (q) d = DequantizeLinear (i, s, z) c = Add (a, d) y = ReduceSum <keepdims = 0> (c) }",
+            {},
+            "QuantizeLinear node 'q' (output 'q'); DequantizeLinear node 'd'",
+        ),
         ("m (float[3] a) => (float[3] y) { y, mask = Dropout (a, r, t) }", {"seed": "s"}, "training_mode"),
     ],
 )

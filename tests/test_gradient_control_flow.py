@@ -215,5 +215,5 @@ def test_time_to_inline_grows_with_the_calls() -> None:
         assert len(result.graph.node) > 4 * calls
         return time.process_time() - start
 
-    few = min(seconds(300) for _ in range(2))
-    assert seconds(3000) < 25 * few
+    few = min(seconds(200) for _ in range(2))
+    assert seconds(1600) < 20 * few

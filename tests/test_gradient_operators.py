@@ -7,9 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 from documentation import ROOT
-from finite_differences import DOUBLE, check, check_linear, draw, ints, make_model, node
-from onnx import NodeProto
+from finite_differences import (
+    DOUBLE,
+    FLOAT,
+    check,
+    check_linear,
+    draw,
+    ints,
+    make_model,
+    node,
+    run,
+    run_in_onnxruntime,
+)
+from onnx import ModelProto, NodeProto
 
+import lnbp_onnx
 from lnbp_onnx.gradients import CONSTANT, MICROSOFT_RULES, RULES
 from lnbp_onnx.gradients.fused import FUSED
 
@@ -45,11 +57,11 @@ EQUATIONS: dict[str, list[tuple[int, ...]]] = {
     "ii->i": [(3, 3)],
     "iji->j": [(2, 3, 2)],
     "ij": [(2, 3)],
-    "...ij,...jk": [(2, 1, 3, 4), (3, 4, 2)],
+    "...ij,...jk": [(2, 1, 3, 4), (1, 3, 4, 2)],
     "i...->...": [(3, 2)],
     "ij,jk,kl->il": [(2, 3), (3, 2), (2, 4)],
     "ij,ij->i": [(2, 3), (2, 1)],
-    "b...,bi->i": [(2, 3), (1, 2)],
+    "b...,bi->i...": [(2, 3), (1, 2)],
 }
 
 POOLS: list[dict[str, Any]] = [
@@ -262,12 +274,45 @@ CASES: dict[str, tuple[NodeProto, dict[str, Any]]] = {
 _OPSETS = {"Pad wrap": 19, "AveragePool 5": 19, "GroupNormalization": 21, "RMSNormalization": 23, "Gelu tanh": 20}
 
 
+def opset_of(name: str) -> int:
+    op_type = CASES[name][0].op_type
+    return _OPSETS.get(name, 22 if op_type == "HardSwish" else 13 if op_type.startswith("Reduce") else 18)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_finite_differences(name: str) -> None:
     operator, given = CASES[name]
-    opset = _OPSETS.get(name, 22 if operator.op_type == "HardSwish" else 13 if operator.op_type[:6] == "Reduce" else 18)
     # The oldest form of GroupNormalization is deprecated, which the checker does not take.
-    check(make_model([operator], given, opset=opset), given, is_checked=name != "GroupNormalization groups")
+    is_checked = name != "GroupNormalization groups"
+    check(make_model([operator], given, opset=opset_of(name)), given, is_checked=is_checked)
+
+
+# ONNX Runtime resizes otherwise than ONNX's own evaluator, and has no deprecated operators.
+OTHERWISE_IN_ONNXRUNTIME = {"GroupNormalization groups", "Resize crop", "Resize linear align_corners"}
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - OTHERWISE_IN_ONNXRUNTIME))
+def test_onnxruntime_computes_the_same_in_float(name: str) -> None:
+    operator, given = CASES[name]
+    model = make_model([operator], given, opset=opset_of(name))
+    feeds = {key: array.astype(np.float32) for key, array in given.items() if array.dtype == np.float64}
+    in_float = ModelProto.FromString(model.SerializeToString())
+    for value in (*in_float.graph.input, *in_float.graph.output):
+        value.type.tensor_type.elem_type = FLOAT
+    for attribute in in_float.graph.node[0].attribute:
+        if attribute.name == "stash_type":
+            attribute.i = FLOAT
+    feeds["seed"] = draw(*(dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim)).astype(
+        np.float32
+    )
+    wanted = [key for key in feeds if key != "seed"]
+    exact = {key: array.astype(np.float64) for key, array in feeds.items()}
+    expected = run(lnbp_onnx.gradient(model, of="y", wrt=wanted, seed="seed"), exact)
+    found = run_in_onnxruntime(lnbp_onnx.gradient(in_float, of="y", wrt=wanted, seed="seed"), feeds)
+    for key in wanted:
+        array = expected[f"{key}.grad"]
+        assert found[f"{key}.grad"].dtype == np.float32
+        np.testing.assert_allclose(found[f"{key}.grad"], array, rtol=1e-4, atol=1e-4 * max(1, np.abs(array).max()))
 
 
 # What ONNX's own evaluator does not have.
