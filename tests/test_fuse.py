@@ -2,7 +2,7 @@
 """fuse: what it finds, what it leaves alone, and that it changes no result."""
 
 import cProfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -509,6 +509,36 @@ def test_many_gradients_take_linear_time(form: str, shared: tuple[str, ...]) -> 
     one = decomposed() if form == "decomposed" else Writer(Style(choices=(1, 5, 2))).write()
     few, more = (calls(many(count, one, shared), count) for count in (4, 16))
     assert more < 4.4 * few
+
+
+def test_a_chain_takes_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither calls nor what onnx_ir copies in them: the users of a value, which for shared constants are many."""
+    copied = 0
+
+    def counting(method: Callable[[ir.Value], Sequence[Any]]) -> Callable[[ir.Value], Sequence[Any]]:
+        def counted(value: ir.Value) -> Sequence[Any]:
+            nonlocal copied
+            users = method(value)
+            copied += len(users)
+            return users
+
+        return counted
+
+    monkeypatch.setattr(ir.Value, "uses", counting(ir.Value.uses))  # type: ignore[arg-type]
+    monkeypatch.setattr(ir.Value, "consumers", counting(ir.Value.consumers))
+    costs = []
+    for count in (8, 32):
+        nodes = [
+            lnbp_onnx.make_node("x", f"d{index}", gamma="gamma", use_stats=False, outputs=[f"d{index + 1}", "", ""])
+            for index in range(count)
+        ]
+        types = {"x": (FLOAT, [4, 6]), "d0": (FLOAT, [4, 6]), "gamma": (FLOAT, [6])}
+        model = lnbp_onnx.decompose(make_model(nodes, types, {f"d{count}": (FLOAT, [4, 6])}))
+        copied = 0
+        costs.append((calls(model, count), copied))
+    few, more = costs
+    assert more[0] < 4.4 * few[0]
+    assert more[1] < 4.4 * few[1]
 
 
 def test_a_gradient_takes_no_longer_where_there_are_many_outputs() -> None:
