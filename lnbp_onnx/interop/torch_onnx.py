@@ -22,7 +22,7 @@ from lnbp_onnx.interop.torch_translations import gradient_translations
 from lnbp_onnx.passes import OrtTrainingPass, ScatterPass
 from lnbp_onnx.training_ops import MICROSOFT_DOMAIN
 
-_WAY_OUT = "write that part of it otherwise, such as masked_select as torch.where"
+_WAY_OUT = "write that part of it otherwise, such as masked_select as torch.where; docs/pytorch.md says what is refused"
 
 
 def to_onnx(
