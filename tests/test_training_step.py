@@ -118,6 +118,18 @@ def test_a_small_gradient_is_not_clipped() -> None:
     np.testing.assert_array_equal(clipped["w.updated"], free["w.updated"])
 
 
+def test_a_loss_that_is_no_output_becomes_one() -> None:
+    model = regression()
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("p", TensorProto.FLOAT, ["rows", 2]))
+    step = lnbp_onnx.training_step(model, of="loss", optimizer=SGD())
+    onnx.checker.check_model(step, full_check=True)
+    (results,) = trained(step, 1)
+    assert results["p"].shape == (4, 2)
+    np.testing.assert_array_equal(
+        results["loss"], trained(lnbp_onnx.training_step(regression(), of="loss", optimizer=SGD()), 1)[0]["loss"]
+    )
+
+
 def test_the_learning_rate_is_an_input() -> None:
     model = regression(np.float64)
     step = lnbp_onnx.training_step(model, of="loss", optimizer=SGD(lr=0.25))
