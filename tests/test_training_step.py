@@ -65,6 +65,8 @@ def test_formulas(name: str) -> None:
     optimizer, model = OPTIMIZERS[name], regression(np.float64)
     step = lnbp_onnx.training_step(model, of="loss", optimizer=optimizer)
     onnx.checker.check_model(step, full_check=True)
+    read = {name for node in step.graph.node for name in node.input} | {output.name for output in step.graph.output}
+    assert all(read.intersection(node.output) for node in step.graph.node), "nothing is computed for nothing"
     oracle = oracle_of(optimizer, model)
     for results, batch in zip(trained(step), batches(np.float64), strict=False):
         oracle.step(oracle.gradients(batch))

@@ -136,9 +136,8 @@ class _Step:
             updated |= sums
         if clip_norm is not None:
             gradients = self._clipped(w, gradients, clip_norm)
-        in_double = w.cast(learning_rate, ir.DataType.DOUBLE), w.cast(number, ir.DataType.DOUBLE)
         numbers = {
-            element_type: self._optimizer.numbers(w, *in_double, element_type)
+            element_type: self._optimizer.numbers(w, learning_rate, number, element_type)
             for element_type in dict.fromkeys(map(_computed_type, self.parameters.values()))
         }
         new_values = {}
