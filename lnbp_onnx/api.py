@@ -304,8 +304,8 @@ def training_step(
     - ``step``, int64, the number of runs before this one;
     - ``learning_rate``, a float, the optimizer's `lr`. It has no output; the loop may feed what its schedule wants.
 
-    The other outputs of the model, such as the loss and ``<buffer>.updated``, stay; those of the parameters' gradients
-    do not. `model` stays as it is.
+    The loss is an output, and the others of the model, such as ``<buffer>.updated``, stay; those of the parameters'
+    gradients do not. `model` stays as it is.
 
     Args:
         model: As `decompose` takes it; the result is of the same kind as there. It has the gradients of its parameters
@@ -329,7 +329,12 @@ def training_step(
             is given without `of`.
     """
     passes = differentiation(of, wrt=wrt, loss=loss, label=label, class_axis=class_axis)
-    step = TrainingStepPass(optimizer, clip_norm=clip_norm, accumulation_steps=accumulation_steps)
+    step = TrainingStepPass(
+        optimizer,
+        loss=of if loss is None else LOSS,
+        clip_norm=clip_norm,
+        accumulation_steps=accumulation_steps,
+    )
     return apply(read_whole_model(model), InTurn(*passes, step))
 
 

@@ -50,6 +50,7 @@ from lnbp_onnx.files.model_io import (
 )
 from lnbp_onnx.graphs.edit import apply_in_place
 from lnbp_onnx.passes import (
+    LOSS,
     DecomposePass,
     EmbedPass,
     FusePass,
@@ -492,7 +493,12 @@ def train_step(
         raise UsageError(f"--{name.replace('_', '-')} is no setting of {optimizer}; leave it out.")
     with _usage_errors():
         passes = differentiation(of, wrt=wrt, loss=loss, label=label, class_axis=class_axis, patterns=True)
-        step = TrainingStepPass(kind(**settings), clip_norm=clip_norm, accumulation_steps=accumulation_steps)
+        step = TrainingStepPass(
+            kind(**settings),
+            loss=of if loss is None else LOSS,
+            clip_norm=clip_norm,
+            accumulation_steps=accumulation_steps,
+        )
     size_threshold = _size_threshold(save_as_external_data, size_threshold)
     (job,) = jobs(models, output, None, in_place=in_place, force=force, suffix="training")
     printer = Printer(as_json, quiet, to_stderr=_is_to_stdout([job], size_threshold))

@@ -53,8 +53,8 @@ class Optimizer(abc.ABC):
 
         Args:
             w: Writes the nodes.
-            learning_rate: A scalar in double.
-            step: The number of the step, 1 for the first, a scalar in double.
+            learning_rate: A scalar in float.
+            step: The number of the step, 1 for the first, a scalar in int64.
             element_type: The type of the scalars: that of the parameters.
         """
 
@@ -124,7 +124,8 @@ class AdamW(Optimizer):
         def number(value: float) -> ir.Value:
             return w.constant(value, ir.DataType.DOUBLE)
 
-        one = number(1.0)
+        one, learning_rate = number(1.0), w.cast(learning_rate, ir.DataType.DOUBLE)
+        step = w.cast(step, ir.DataType.DOUBLE)
         mean, square = (w.op("Sub", one, w.op("Pow", number(beta), step)) for beta in self.betas)
         root = w.op("Sqrt", square)
         numbers = {
@@ -207,7 +208,7 @@ class SGD(Optimizer):
         if self.momentum:
             numbers["momentum"] = w.constant(self.momentum, element_type)
         if self.momentum and self.dampening:
-            is_first = w.compare("Equal", step, w.constant(1.0, ir.DataType.DOUBLE))
+            is_first = w.compare("Equal", step, w.constant(1, ir.DataType.INT64))
             rates = w.constant(1.0, element_type), w.constant(1 - self.dampening, element_type)
             numbers["rate"] = w.where(is_first, *rates)
         return numbers
