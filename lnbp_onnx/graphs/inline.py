@@ -115,7 +115,7 @@ def _renamable(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
 
 def _rename_nodes(graph: ir.Graph, unique_name: Callable[[str], str]) -> None:
     for node in graph:
-        node.name = unique_name(node.name or node.op_type)
+        node.name = unique_name(name_of(node))
         for output in node.outputs:
             if output.name:
                 output.name = unique_name(output.name)
