@@ -6,7 +6,8 @@ import time
 import numpy as np
 import onnx
 import pytest
-from finite_differences import Runtime, check, draw, run, run_in_onnxruntime
+from finite_differences import DOUBLE, Runtime, check, draw, run, run_in_onnxruntime
+from onnx import helper
 
 import lnbp_onnx
 
@@ -31,6 +32,23 @@ IF = """m (bool c, double[3] a, double[2, 3] b) => (double[2, 3] y) {
 def test_if(condition: bool, runtime: Runtime) -> None:
     result = check(parse(IF), {"a": A, "b": B}, run=runtime, also={"c": np.array(condition)})
     assert [node.op_type for node in result.graph.node].count("If") == 2
+
+
+def test_initializers_of_branches_of_one_name() -> None:
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node(op_type, ["a", "k"], ["o"])],
+            name,
+            [],
+            [helper.make_tensor_value_info("o", DOUBLE, [3])],
+            [onnx.numpy_helper.from_array(np.array(factors), "k")],
+        )
+        for name, op_type, factors in (("then", "Mul", [1.0, 2.0, 3.0]), ("else", "Div", [4.0, 5.0, 6.0]))
+    }
+    model = parse("m (bool c, double[3] a) => (double[3] y) { y = Identity (a) }")
+    model.graph.node[0].CopyFrom(helper.make_node("If", ["c"], ["y"], **branches))
+    for condition in (True, False):
+        check(model, {"a": A}, run=run_in_onnxruntime, also={"c": np.array(condition)})
 
 
 LOOP = """m (int64 n, double[3] a, double[3] w) => (double[3] y) {
@@ -83,6 +101,23 @@ def test_scan() -> None:
     model = parse(SCAN)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
     check(model, {"a": A, "x": X, "w": W}, run=run_in_onnxruntime)
+
+
+def test_layer_norm_in_a_scan() -> None:
+    text = """m (double[2, 4] a, double[3, 2, 4] x, double[4] g) => (double[2, 4] y) {
+        y = Scan <
+            num_scan_inputs = 1,
+            body = b (double[2, 4] s, double[2, 4] e) => (double[2, 4] so) {
+                t = Add (s, e) so = LayerNormalization <epsilon = 0.1> (t, g)
+            }
+        > (a, x)
+    }"""
+    result = check(parse(text), {"a": draw(2, 4), "x": draw(3, 2, 4), "g": draw(4)}, run=run_in_onnxruntime)
+    backwards = result.graph.node[-1] if result.graph.node[-1].op_type == "Scan" else None
+    assert backwards is not None
+    body = next(attribute.g for attribute in backwards.attribute if attribute.name == "body")
+    assert [each.op_type for each in body.node if each.domain == lnbp_onnx.DOMAIN] == ["LayerNormBackprop"]
+    onnx.checker.check_model(lnbp_onnx.decompose(result))
 
 
 def test_branch_in_a_scan() -> None:

@@ -49,6 +49,9 @@ UNARY = {
     ),
     **dict.fromkeys(["Tanh", "Softmax", "LogSoftmax", "Flatten", "Transpose", "Trilu", "Dropout"], X),
     **dict.fromkeys(["Log", "Sqrt"], POSITIVE),
+    **dict.fromkeys(["Acos", "Asin", "Asinh", "Atanh"], X / 3),
+    "Acosh": POSITIVE + 1,
+    "LpNormalization": X,
     "GlobalAveragePool": IMAGE,
     "GlobalMaxPool": IMAGE,
 }
@@ -227,6 +230,8 @@ CASES: dict[str, tuple[NodeProto, dict[str, Any]]] = {
             "s": np.array([1.5, 0.5], np.float32),
         },
     ),
+    "LpNormalization 1": (node("LpNormalization", "a", p=1, axis=0), {"a": POSITIVE}),
+    "ReverseSequence": (node("ReverseSequence", "a l", batch_axis=0, time_axis=1), {"a": X, "l": ints(2, 1, 4)}),
     "TopK": (node("TopK", "a k", axis=0, outputs=["y", "i"]), {"a": X, "k": ints(2)}),
     "LayerNormalization": (node("LayerNormalization", "a g b"), {"a": X, "g": draw(4), "b": draw(4)}),
     "LayerNormalization axis": (node("LayerNormalization", "a g", axis=1), {"a": draw(2, 3, 4), "g": draw(3, 4)}),

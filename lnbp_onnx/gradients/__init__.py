@@ -17,8 +17,13 @@ from lnbp_onnx.training_ops import MICROSOFT_DOMAIN
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "Abs": elementwise.absolute,
+        "Acos": elementwise.acos,
+        "Acosh": elementwise.acosh,
         "Add": elementwise.add,
+        "Asin": elementwise.asin,
+        "Asinh": elementwise.asinh,
         "Atan": elementwise.atan,
+        "Atanh": elementwise.atanh,
         "AveragePool": layers.average_pool,
         "BatchNormalization": layers.batch_normalization,
         "Cast": elementwise.cast,
@@ -55,6 +60,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "LeakyRelu": elementwise.leaky_relu,
         "Log": elementwise.log,
         "LogSoftmax": reductions.log_softmax,
+        "LpNormalization": reductions.lp_normalization,
         "MatMul": products.matmul,
         "Max": elementwise.extreme,
         "MaxPool": layers.max_pool,
@@ -82,6 +88,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "Relu": elementwise.relu,
         "Reshape": shapes.reshape,
         "Resize": layers.resize,
+        "ReverseSequence": shapes.reverse_sequence,
         "ScatterElements": shapes.scatter_elements,
         "ScatterND": shapes.scatter_nd,
         "Selu": elementwise.selu,
@@ -124,6 +131,7 @@ MICROSOFT_RULES: Mapping[str, Rule] = MappingProxyType(
 
 EXTRA_OUTPUTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
+        "Dropout": ("mask",),
         "LayerNormalization": ("mean", "inv_std_dev"),
         "MaxPool": ("indices",),
         "SimplifiedLayerNormalization": ("inv_std",),

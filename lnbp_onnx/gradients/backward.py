@@ -78,15 +78,12 @@ class Backward:
         """
         assumed: dict[ir.Value, TensorInfo] = {}
         while True:
-            nodes, _ = passed(self._graph, dependent(self._graph, sources, self.infos), [of], self.infos)
-            inner = list(nodes_in(nodes))
+            found = dependent(self._graph, sources, self.infos)
+            nodes, _ = passed(self._graph, found, [of], self.infos)
             known_before = len(assumed)
-            assumed |= self._shapes_kept(inner)
-            bodies = [
-                body(node, self.infos, self._opset, self.unique_name)
-                for node in inner
-                if rule_of(node) is None and not is_control_flow(node)
-            ]
+            assumed |= self._shapes_kept(nodes_in(nodes))
+            without_rule = self._uncovered(self._graph, found, [of])
+            bodies = [body(node, self.infos, self._opset, self.unique_name) for node in without_rule]
             replacements = [each for each in bodies if each is not None]
             if not replacements and len(assumed) == known_before:
                 return of
@@ -278,7 +275,7 @@ class Backward:
     def _complete(self, node: ir.Node) -> None:
         """Give a forward node the outputs that its rule needs."""
         steps = EXTRA_OUTPUTS.get(node.op_type)
-        if steps is None:
+        if steps is None or (node.op_type == "Dropout" and len(node.inputs) < 3):
             return
         given = len(node.outputs)
         node.resize_outputs(max(given, len(steps) + 1))

@@ -91,9 +91,13 @@ class _Copy:
             for source, gradient in zip(sources, found, strict=True)
         ]
 
-    def finish(self, results: Sequence[ir.Value]) -> None:
-        """Make results the outputs, and remove what they do not need."""
-        outputs = [self.writer.op("Identity", result) for result in results]
+    def finish(self, results: Sequence[ir.Value], sources: Sequence[ir.Value]) -> None:
+        """Make results the outputs, with the types and shapes of their sources, and remove what they do not need."""
+        outputs = []
+        for result, source in zip(results, sources, strict=True):
+            # ONNX Runtime's Scan must know the ranks, also behind operators that it knows nothing of.
+            info = self.writer.info(source)
+            outputs.append(self.writer.op("Identity", result, shape=info.shape, element_type=info.element_type))
         forward = list(self.graph)
         self.graph.outputs.clear()
         self.graph.remove(forward)
@@ -135,7 +139,8 @@ def if_gradient(g: GradientOp, walk: Walk, found: set[ir.Value]) -> Parts:
     for branch in branches_of(g.node):
         copy = _Copy(g, walk, branch)
         deltas = zip(copy.graph.outputs, g.deltas, strict=True)
-        copy.finish(copy.gradients([(value, delta) for value, delta in deltas if delta is not None], sources))
+        seeds = [(value, delta) for value, delta in deltas if delta is not None]
+        copy.finish(copy.gradients(seeds, sources), sources)
         branches.append(copy.graph)
     outputs = g.ops(
         "If",
@@ -172,11 +177,15 @@ def loop_gradient(g: GradientOp, walk: Walk, found: set[ir.Value]) -> Parts:
     given_deltas = [copy.input(each.value) for each in given]
     seeds = [(copy.of(state.after), delta) for state, delta in zip(states, state_deltas, strict=True)]
     seeds += [(copy.of(each.value), delta) for each, delta in zip(given, given_deltas, strict=True)]
-    before = [copy.of(state.before) for state in states]
-    results = copy.gradients(seeds, [*before, *outside, *(copy.of(each.value) for each in taken)])
+    sources = [
+        *(copy.of(state.before) for state in states),
+        *outside,
+        *(copy.of(each.value) for each in taken),
+    ]
+    results = copy.gradients(seeds, sources)
     for index, total in enumerate(totals, len(states)):
         results[index] = copy.writer.op("Add", total, results[index])
-    copy.finish(results)
+    copy.finish(results, sources)
 
     read = _read_again(g, walk, iteration, copy)
     read += [each.backwards(delta, deltas[each.whole]) for each, delta in zip(given, given_deltas, strict=True)]
