@@ -45,13 +45,8 @@ def matmul(g: GradientOp) -> Gradients:
     if g.wants(1):
         columns = shapes[1] if ranks[1] > 1 else [*shapes[1], 1]
         if ranks[1] <= 2 and ranks[0] > 2:
-            width = g.part(g.shape_of(right), 0, 1), g.part(g.shape_of(right), 1, 2)
-            db = g.op(
-                "Gemm",
-                g.op("Reshape", left, g.joined(g.ints(-1), width[0])),
-                g.op("Reshape", dy, g.joined(g.ints(-1), width[1])),
-                transA=1,
-            )
+            flat = [g.op("Flatten", value, axis=ranks[0] - 1) for value in (left, dy)]
+            db = g.op("Gemm", *flat, transA=1)
         else:
             db = g.op("MatMul", _transposed(g, left, max(ranks[0], 2)), dy)
             db = summed_to(g, db, right, tuple(columns), None if batch is None else (*batch, *columns[-2:]))
