@@ -171,7 +171,7 @@ def refusal(model: ModelProto) -> str:
         ('d = Gradient <xs=["w", "w"], y="y"> (w, w)', "a name twice"),
         ('d = Gradient <xs=["w", "h"], y="y"> (w, h)', "'h' is among xs and zs and is computed"),
         ('d = Gradient <xs=["w"], zs=["h"], y="y"> (w, h)', "'h' is among xs and zs and is computed"),
-        ('u = Acos (y) d = Gradient <xs=["w"], y="u"> (w)', "Acos node 'u'"),
+        ('u = Hardmax (y) d = Gradient <xs=["w"], y="u"> (w)', "Hardmax node 'u'"),
         ('u = Shape (y) v = Cast <to=11> (u) d = Gradient <xs=["w"], y="v"> (w)', "does not depend on 'w'"),
     ],
 )

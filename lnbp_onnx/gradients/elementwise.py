@@ -241,18 +241,20 @@ def selu(g: GradientOp) -> Gradients:
 
 
 def clip(g: GradientOp) -> Gradients:
-    """dY where min <= X <= max, else 0; for the bounds the sum of dY where X is beyond them."""
-    x, dx, zero = g.input(0), g.dy, g.number(0.0)
-    bounds: list[ir.Value | None] = []
-    for index, op_type in ((1, "Less"), (2, "Greater")):
-        bound = g.optional_input(index)
-        if bound is None:
-            bounds.append(None)
-            continue
-        beyond = g.compare(op_type, x, bound)
-        bounds.append(g.op("ReduceSum", g.where(beyond, g.dy, zero), keepdims=0) if g.wants(index) else None)
-        dx = g.where(beyond, zero, dx)
-    return [dx, *bounds]
+    """dY where min <= X <= max, else 0; for the bounds the sum of dY where X is beyond them, all max's if min > max."""
+    x, dy, zero = g.input(0), g.dy, g.number(0.0)
+    low, high = g.optional_input(1), g.optional_input(2)
+    bounds: list[ir.Value | None] = [None, None]
+    if high is not None:
+        bounded = g.op("Max", x, low) if low is not None and (g.wants(1) or g.wants(2)) else x
+        beyond = g.compare("Greater", bounded, high)
+        bounds[1] = g.op("ReduceSum", g.where(beyond, dy, zero), keepdims=0) if g.wants(2) else None
+        dy = g.where(beyond, zero, dy)
+    if low is not None:
+        beyond = g.compare("Less", x, low)
+        bounds[0] = g.op("ReduceSum", g.where(beyond, dy, zero), keepdims=0) if g.wants(1) else None
+        dy = g.where(beyond, zero, dy)
+    return [dy, *bounds]
 
 
 def prelu(g: GradientOp) -> Gradients:

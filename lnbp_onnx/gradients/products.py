@@ -21,10 +21,10 @@ def matmul(g: GradientOp) -> Gradients:
             g.op("Gemm", a, dy, transA=1) if g.wants(1) else None,
         ]
     if ranks[1] == 2 and ranks[0] > 2:
-        flat = _matrix(g, dy, b, 1)
+        flat = _matrix(g, dy, ranks[0])
         return [
             g.shaped_like(g.op("Gemm", flat, b, transB=1), a) if g.wants(0) else None,
-            g.op("Gemm", _matrix(g, a, b, 0), flat, transA=1) if g.wants(1) else None,
+            g.op("Gemm", _matrix(g, a, ranks[0]), flat, transA=1) if g.wants(1) else None,
         ]
     # A vector is a matrix of one row or column.
     left = g.unsqueeze(a, 0) if ranks[0] == 1 else a
@@ -51,7 +51,7 @@ def matmul(g: GradientOp) -> Gradients:
     if g.wants(1):
         columns = shapes[1] if ranks[1] > 1 else [*shapes[1], 1]
         if ranks[1] == 1 and ranks[0] > 2:
-            db = g.op("Gemm", _matrix(g, a, b, 0), g.op("Reshape", dy, g.ints(-1, 1)), transA=1)
+            db = g.op("Gemm", _matrix(g, a, ranks[0]), _matrix(g, dy, ranks[0]), transA=1)
         else:
             db = g.op("MatMul", _transposed(g, left, max(ranks[0], 2)), dy)
             db = summed_to(g, db, right, tuple(columns), None if batch is None else (*batch, *columns[-2:]))
@@ -60,13 +60,10 @@ def matmul(g: GradientOp) -> Gradients:
     return [da, db]
 
 
-def _matrix(g: GradientOp, value: ir.Value, like: ir.Value, axis: int) -> ir.Value:
-    """Return a value as a matrix, with as many columns as another one's axis is long."""
-    shape = g.info(like).shape
-    length = shape[axis] if shape is not None else None
-    if isinstance(length, int):
-        return g.op("Reshape", value, g.ints(-1, length))
-    return g.op("Reshape", value, g.joined(g.ints(-1), g.part(g.shape(like), axis, axis + 1)))
+def _matrix(g: GradientOp, value: ir.Value, rank: int) -> ir.Value:
+    """Return a value as a matrix of its last axis."""
+    # Reshape could not find a length where another one is 0.
+    return g.op("Flatten", value, axis=rank - 1)
 
 
 def _batch(g: GradientOp, ranks: list[int]) -> list[int | str | None] | None:

@@ -62,25 +62,32 @@ def split(g: GradientOp) -> Gradients:
 def cut(g: GradientOp) -> Gradients:
     """Slice: zeros of the shape of X, with dY where the slice is."""
     x, starts, axes, steps = g.input(0), g.input(1), g.optional_input(3), g.optional_input(4)
-    sliced = g.known_tensor(axes) if axes is not None else None
+    sliced = _sliced_axes(g, starts, axes)
     strides = g.known_tensor(steps) if steps is not None else None
-    if (axes is None or sliced is not None) and (
-        steps is None or (strides is not None and set(strides.numpy()) == {1})
-    ):
-        return [_put_back(g, x, starts, None if sliced is None else sliced.numpy().tolist())]
+    if sliced is not None and (steps is None or (strides is not None and set(strides.numpy()) == {1})):
+        return [_put_back(g, x, starts, sliced)]
     return g.training_op("SliceGrad", g.dy, g.shape_of(x), starts, g.input(2), axes, steps, like=g.if_wanted(0))
 
 
-def _put_back(g: GradientOp, x: ir.Value, starts: ir.Value, axes: list[int] | None) -> ir.Value:
+def _sliced_axes(g: GradientOp, starts: ir.Value, axes: ir.Value | None) -> list[int] | None:
+    """Return the axes that each of `starts` is for, None where they are known at run time only."""
+    if axes is not None:
+        tensor = g.known_tensor(axes)
+        return None if tensor is None else [int(axis) for axis in tensor.numpy()]
+    shape = g.info(starts).shape
+    return list(range(shape[0])) if shape is not None and isinstance(shape[0], int) else None
+
+
+def _put_back(g: GradientOp, x: ir.Value, starts: ir.Value, axes: list[int]) -> ir.Value:
     """Return dY with zeros around it, where a Slice with steps of 1 began at `starts`."""
     rank = g.rank(x)
-    axes = list(range(rank)) if axes is None else [axis % rank for axis in axes]
+    axes = [axis % rank for axis in axes]
     first, shape, sliced = g.known_tensor(starts), g.info(x).shape, g.info(g.node.outputs[0]).shape
     lengths = [shape[axis] if shape is not None else None for axis in axes]
     given = [sliced[axis] if sliced is not None else None for axis in axes]
     if first is not None and all(isinstance(each, int) for each in (*lengths, *given)):
         begins, ends = [0] * rank, [0] * rank
-        for start, axis, length, kept in zip(first.numpy().tolist(), axes, lengths, given, strict=False):
+        for start, axis, length, kept in zip(first.numpy().tolist(), axes, lengths, given, strict=True):
             assert isinstance(length, int)
             assert isinstance(kept, int)
             begins[axis] = min(max(start + length if start < 0 else start, 0), length)
