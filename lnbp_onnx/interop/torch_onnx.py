@@ -10,7 +10,9 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from onnx import ModelProto
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer, rewriter
+from onnxscript.rewriter.rules import common as rules
 
 from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError
@@ -21,6 +23,23 @@ from lnbp_onnx.interop.torch_random import ONNX_OPS
 from lnbp_onnx.interop.torch_translations import gradient_translations
 from lnbp_onnx.passes import OrtTrainingPass, ScatterPass
 from lnbp_onnx.training_ops import MICROSOFT_DOMAIN
+
+_RULES = [
+    rules.add_0_rule,
+    rules.sub_0_rule,
+    rules.mul_by_1_rule,
+    rules.div_by_1_rule,
+    rules.no_op_cast_rule,
+    rules.cast_cast_rule,
+    rules.no_op_expand_rule,
+    rules.no_op_transpose_rule,
+    rules.transpose_transpose_rule,
+    rules.reshape_reshape_rule,
+    rules.materialize_reshape_shape_rule,
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.unsqueeze_unsqueeze_rule,
+]
 
 _WAY_OUT = "write that part of it otherwise, such as masked_select as torch.where"
 
@@ -43,13 +62,15 @@ def to_onnx(
             dynamo=True,
             custom_translation_table={**translations, **gradient_translations()},
             verbose=False,
+            optimize=False,
         )
     except Exception as error:  # torch's exceptions have no common base but Exception
         raise call.refusal(
             f"torch {torch.__version__} cannot write it as ONNX: {str(_innermost(error)).rstrip('.')}", _WAY_OUT
         ) from error
     model = exported.model
-    ClearMetadataAndDocStringPass()(model)
+    _tidy(model)
+    passes.ClearMetadataAndDocStringPass()(model)
     graph = model.graph
     inputs = dict(zip(call.tensors, graph.inputs, strict=True))
     _rename(graph, {**inputs, **dict(zip(program.output_names, graph.outputs, strict=True))})
@@ -73,6 +94,29 @@ def to_onnx(
             f"where tensors of different types meet, give them one; or {_WAY_OUT}",
         ) from error
     return proto
+
+
+def _tidy(model: ir.Model) -> None:
+    """Leave out what a tracer writes and nobody needs.
+
+    The exporter's own optimiser has rules besides, among them one whose time grows with the square of the graph.
+    """
+    passes.InlinePass()(model)
+    for _ in range(2):
+        optimizer.fold_constants(model)
+        rewriter.RewritePass(_RULES)(model)
+        passes.RemoveUnusedNodesPass()(model)
+    for tidy in (
+        passes.RemoveUnusedFunctionsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+        passes.RemoveUnusedOpsetsPass(),
+    ):
+        tidy(model)
 
 
 def _set_seeds(graph: ir.Graph, seed: int) -> None:

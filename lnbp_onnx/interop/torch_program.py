@@ -10,11 +10,11 @@ What is not public interface of torch is used in these modules alone, and is her
 - ``torch.fx.experimental._config.backed_size_oblivious`` lets it ask whether a size is 0 or 1, for the order of
   elements in memory and the like, without an assumption; torch's exporter sets it too.
 - ``OpOverload._schema`` says which arguments an operator writes to.
-- ``SymNode._expr``, ``ShapeEnv.replace``, ``create_symboolnode`` and ``statically_known_true`` compare what two traces
-  assumed.
 - ``node.meta["val"]`` and its ``fake_mode``: the tensors with symbolic sizes that ``torch.export`` made for an input.
+- ``torch.export.ExportedProgram`` and ``torch.export.graph_signature`` are public, making such a program is not.
 - ``torch.compiler._is_compiling_flag`` and ``_is_exporting_flag`` are what ``torch.compiler.is_exporting()`` tells.
 - ``torch.utils._sympy.functions.Min`` is in what it assumed, too.
+- ``torch.onnx._internal.exporter``: what the exporter translates, and what it decomposes for want of a translation.
 - ``torch._decomp.get_decompositions``: more of torch's decompositions than ``torch.export`` has.
 """
 
@@ -32,6 +32,14 @@ from typing import Any, TypeAlias
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
 
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.interop.torch_call import Call, NamedTensors, joined, new_values
@@ -42,7 +50,12 @@ from lnbp_onnx.interop.torch_random import NORMAL, UNIFORM, Draws, random_decomp
 try:
     from torch.fx.experimental import _config as fx_config
     from torch.fx.experimental.proxy_tensor import decompose, make_fx
-    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, statically_known_true
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+    from torch.onnx._internal.exporter._decomp import (
+        create_onnx_friendly_decomposition_table,
+        get_onnx_implemented_overloads,
+    )
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
     from torch.utils._sympy.functions import Min
 except ImportError as error:
     raise ImportError(
@@ -102,9 +115,7 @@ def trace(call: Call, function: Function, variable: NamedTensors, dynamic_shapes
             graph, output_names, updated = _trace_graph(call, function, symbolic)
             variable = {**variable, **{name: call.buffers[name] for name in updated}}
             _refuse_constants(call, graph, variable)
-            # With no limits of the sizes, which torch would take for a promise to serve all of them.
-            exported = torch.export.export(graph, tensors, dynamic_shapes=tuple(map(_dynamic, shapes)), strict=False)
-            _refuse_new_assumptions(call, exported, symbolic)
+            exported = _as_exported(graph)
     except InvalidModelError:
         raise
     except Exception as error:  # torch's exceptions have no common base but Exception
@@ -115,17 +126,63 @@ def trace(call: Call, function: Function, variable: NamedTensors, dynamic_shapes
             f"{call.label}: forward returns {left_out}, which is no tensor, and no output of the model.", stacklevel=3
         )
     dims = {}
-    for node, shape in zip(_user_inputs(exported), shapes, strict=True):
+    for tensor, shape in zip(symbolic, shapes, strict=True):
         for axis, dim in (shape or {}).items():
             if isinstance(dim, torch.export.Dim):
-                dims[str(node.meta["val"].shape[axis])] = dim.__name__
+                dims[str(tensor.shape[axis])] = dim.__name__
     return Program(call, exported, output_names, variable, updated, _draws(exported.graph), dims)
 
 
-def _dynamic(shape: dict[int, Any] | None) -> dict[int, Any] | None:
-    return shape and {
-        axis: torch.export.Dim.DYNAMIC if isinstance(dim, torch.export.Dim) else dim for axis, dim in shape.items()
-    }
+class _Exported(torch.export.ExportedProgram):  # type: ignore[misc]  # torch has no types where it is not installed
+    """A traced graph, which the exporter need not trace once more: it is decomposed and functional already."""
+
+    def run_decompositions(self, decomp_table: Any = None, decompose_custom_triton_ops: bool = False) -> Any:
+        del decomp_table, decompose_custom_triton_ops
+        return self
+
+
+def _as_exported(graph: Any) -> Any:
+    """Return a graph as what the exporter takes, the tensors that it holds as constants among its inputs."""
+    nodes = graph.graph
+    first = next(iter(nodes.nodes))
+    fake_mode = first.meta["val"].fake_mode
+    constants, lifted = {}, {}
+    for node in nodes.find_nodes(op="get_attr"):
+        name = node.target
+        if name not in constants:
+            constants[name] = attrgetter(name)(graph).detach()
+            with nodes.inserting_before(first):
+                lifted[name] = nodes.placeholder(node.name)
+            lifted[name].meta["val"] = fake_mode.from_tensor(constants[name])
+        node.replace_all_uses_with(lifted[name])
+        nodes.erase_node(node)
+    nodes.eliminate_dead_code()
+    (output,) = nodes.find_nodes(op="output")
+    inputs = _placeholders(graph)
+    kinds = [*[InputKind.CONSTANT_TENSOR] * len(lifted), *[InputKind.USER_INPUT] * (len(inputs) - len(lifted))]
+    return _Exported(
+        graph,
+        nodes,
+        ExportGraphSignature(
+            [
+                InputSpec(kind, TensorArgument(node.name), target)
+                for kind, node, target in itertools.zip_longest(kinds, inputs, lifted)
+            ],
+            [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in output.args[0]],
+        ),
+        state_dict={},
+        range_constraints={},
+        module_call_graph=[],
+        constants=constants,
+    )
+
+
+def _functional(graph: Any, symbolic: Sequence[Any]) -> Any:
+    """Return a graph without operators that write to tensors."""
+    if not _written(graph):
+        return graph
+    functional = torch.func.functionalize(graph, remove="mutations_and_views")
+    return make_fx(functional, decomposition_table=_decompositions(), tracing_mode="symbolic")(*symbolic)
 
 
 def _untraceable(call: Call, error: Exception) -> InvalidModelError:
@@ -190,6 +247,9 @@ def _trace_graph(call: Call, function: Function, symbolic: Sequence[Any]) -> tup
         )
     updated = _keep_updated(call, graph, written)
     refuse_clashes(call, [*output_names, *new_values(dict.fromkeys(updated))])
+    assumed_before = len(shape_env.guards)
+    graph = _functional(graph, symbolic)
+    _refuse_assumptions(call, shape_env.guards[assumed_before:], sizes)
     _restore_determinants(graph)
     return graph, [*output_names, *new_values(dict.fromkeys(updated))], updated
 
@@ -248,28 +308,6 @@ def _refuse_assumptions(call: Call, guards: Iterable[Any], sizes: Mapping[str, s
             "in dynamic_shapes, give sizes that are always equal one name, a size that has a limit a "
             "torch.export.Dim(name, max=...), and leave out sizes that decide something",
         )
-
-
-def _refuse_new_assumptions(call: Call, exported: Any, symbolic: Sequence[Any]) -> None:
-    """Refuse what was assumed in the export of sizes and does not follow from what the user said of them."""
-    known, env = (each.fake_mode.shape_env for each in (symbolic[0], _user_inputs(exported)[0].meta["val"]))
-    # Of sizes that turned out to be equal one is left, under which each may appear; two names are not taken for one.
-    sizes: dict[Any, set[Any]] = {}
-    for node, old in zip(_user_inputs(exported), symbolic, strict=True):
-        for one, other in zip(node.meta["val"].shape, old.shape, strict=True):
-            if not isinstance(one, int) and not isinstance(other, int):
-                for size in (one.node._expr, env.replace(one.node._expr)):
-                    sizes.setdefault(size, set()).add(known.replace(other.node._expr))
-    same = {size: next(iter(others)) for size, others in sizes.items() if len(others) == 1}
-    guards = [guard._replace(expr=_plainly(guard.expr.xreplace(same))) for guard in env.guards]
-    unknown = [each for each in guards if not _is_known(known, each.expr)]
-    _refuse_assumptions(call, unknown, _named_sizes(call, symbolic))
-
-
-def _is_known(shape_env: Any, condition: Any) -> bool:
-    """Return whether a condition holds for all sizes that there may be, as torch can tell of each of alternatives."""
-    alternatives = condition.args if isinstance(condition, sympy.Or) else (condition,)
-    return any(statically_known_true(shape_env.create_symboolnode(each)) for each in alternatives)
 
 
 def _is_of_no_account(guard: Any) -> bool:
@@ -343,16 +381,20 @@ def _refused_state(call: Call, found: str) -> InvalidModelError:
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """Return what is decomposed while tracing: all that torch can, less the gradient of layer normalisation.
+    """Return what is decomposed while tracing: what the exporter does, and all that torch can by default.
 
-    The exporter decomposes too, but not what it translates itself, and some of its translations are wrong in a graph
+    Less the gradients of layer normalisation and of convolutions. The exporter does not decompose what it translates
+    itself, and some of its translations are wrong in a graph
     of gradients: nll_loss_forward gives a total weight that nll_loss_backward must not divide by, copy does not
     broadcast, batch normalisation does not update its running statistics. The order of memory that empty_permuted adds
     to empty is nothing that ONNX knows.
     """
     aten = torch.ops.aten
-    decompositions = dict(torch.export.default_decompositions().items())
-    del decompositions[aten.native_layer_norm_backward.default]
+    known = set(get_onnx_implemented_overloads(ONNXRegistry.from_torchlib()))
+    decompositions = create_onnx_friendly_decomposition_table(known)
+    decompositions.update(torch.export.default_decompositions().items())
+    for kept in (aten.native_layer_norm_backward.default, aten.convolution_backward.default):
+        decompositions.pop(kept, None)
     decompositions.update(torch._decomp.get_decompositions([aten._native_batch_norm_legit]))
     decompositions[aten.copy.default] = lambda self, src, _=False: src.to(self.dtype).expand(self.shape).clone()
     decompositions[aten.empty_permuted.default] = lambda size, _, **options: torch.empty(size, **options)
@@ -387,13 +429,7 @@ class _Identity(torch.nn.Module):  # type: ignore[misc]  # torch has no types wh
 def _symbolic(tensors: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
     """Return the tensors that torch.export traces with: without data, with a symbol for each dynamic size."""
     exported = torch.export.export(_Identity(), tuple(tensors), dynamic_shapes={"tensors": tuple(shapes)}, strict=False)
-    return [node.meta["val"] for node in _user_inputs(exported)]
-
-
-def _user_inputs(exported: Any) -> list[Any]:
-    """Return the nodes of the inputs, without those of the tensors that the graph holds itself."""
-    inputs = set(exported.graph_signature.user_inputs)
-    return [node for node in _placeholders(exported) if node.name in inputs]
+    return [node.meta["val"] for node in _placeholders(exported)]
 
 
 def _placeholders(graph: Any) -> list[Any]:
