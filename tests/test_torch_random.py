@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported random numbers: the backward pass has those of the forward pass; needs torch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import ModelProto, helper
+from onnx import ModelProto
 from sessions import session_options
 
 import lnbp_onnx
@@ -17,10 +16,18 @@ pytest.importorskip("onnxscript")
 
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
-from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch_modules import Cubes, Written, cubes  # noqa: E402
-from torch_runs import arrays, assert_close, autograd, decomposed, native  # noqa: E402
+from torch_runs import (  # noqa: E402
+    Drawn,
+    arrays,
+    assert_close,
+    autograd,
+    decomposed,
+    drawn_by,
+    native,
+    with_draws,
+)
 
 from lnbp_onnx.interop.torch import export, export_joint  # noqa: E402
 
@@ -33,45 +40,6 @@ SHARE = 0.3
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def drawn_by(model: ModelProto) -> list[str]:
-    """The names of the random numbers in a model, in the order of the draws."""
-    return [node.output[0] for node in model.graph.node if node.op_type.startswith("Random")]
-
-
-def with_draws(model: ModelProto) -> ModelProto:
-    """A model that gives its random numbers, too."""
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    infos = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in drawn_by(model))
-    shown.graph.output.extend(infos)
-    return shown
-
-
-class Drawn(TorchFunctionMode):
-    """Functions of torch with the given numbers in place of those that they would draw."""
-
-    def __init__(self, numbers: list[Tensor]) -> None:
-        super().__init__()
-        following = iter(numbers)
-
-        def dropout(x: Tensor, p: float, *_: Any, axes: int = 0, **__: Any) -> Tensor:
-            kept = next(following) < 1 - p
-            assert kept.shape == (x.shape[: x.dim() - axes] + (1,) * axes)
-            return x * kept / (1 - p)
-
-        self.functions: dict[Any, Callable[..., Any]] = {
-            functional.dropout: dropout,
-            functional.dropout2d: lambda *args, **options: dropout(*args, **options, axes=2),
-            torch.rand: lambda *_: next(following),
-            torch.randn_like: lambda _: next(following),
-            Tensor.bernoulli_: lambda x, p: x.copy_(next(following) < p),
-            Tensor.uniform_: lambda x, low, high: x.copy_(low + (high - low) * next(following)),
-        }
-
-    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        return self.functions.get(function, function)(*args, **(kwargs or {}))
 
 
 class Noisy(nn.Module):

@@ -20,6 +20,7 @@ from lnbp_onnx.files.model_io import check_model
 from lnbp_onnx.graphs.inference import subgraphs_of
 from lnbp_onnx.interop.torch_program import Program
 from lnbp_onnx.interop.torch_random import ONNX_OPS
+from lnbp_onnx.interop.torch_terminal import quiet
 from lnbp_onnx.interop.torch_translations import gradient_translations
 from lnbp_onnx.passes import OrtTrainingPass, ScatterPass
 from lnbp_onnx.training_ops import MICROSOFT_DOMAIN
@@ -57,19 +58,20 @@ def to_onnx(
     """
     call = program.call
     try:
-        exported = torch.onnx.export(
-            program.exported,
-            dynamo=True,
-            custom_translation_table={**translations, **gradient_translations()},
-            verbose=False,
-            optimize=False,
-        )
+        with quiet():
+            exported = torch.onnx.export(
+                program.exported,
+                dynamo=True,
+                custom_translation_table={**translations, **gradient_translations()},
+                verbose=False,
+                optimize=False,
+            )
+            model = exported.model
+            _tidy(model)
     except Exception as error:  # torch's exceptions have no common base but Exception
         raise call.refusal(
             f"torch {torch.__version__} cannot write it as ONNX: {str(_innermost(error)).rstrip('.')}", _WAY_OUT
         ) from error
-    model = exported.model
-    _tidy(model)
     passes.ClearMetadataAndDocStringPass()(model)
     graph = model.graph
     inputs = dict(zip(call.tensors, graph.inputs, strict=True))

@@ -10,15 +10,18 @@ What is not public interface of torch is used in these modules alone, and is her
 - ``torch.fx.experimental._config.backed_size_oblivious`` lets it ask whether a size is 0 or 1, for the order of
   elements in memory and the like, without an assumption; torch's exporter sets it too.
 - ``OpOverload._schema`` says which arguments an operator writes to.
+- ``SymNode._expr``, ``ShapeEnv.replace``, ``create_symboolnode`` and ``statically_known_true`` compare what two traces
+  assumed.
 - ``node.meta["val"]`` and its ``fake_mode``: the tensors with symbolic sizes that ``torch.export`` made for an input.
 - ``torch.export.ExportedProgram`` and ``torch.export.graph_signature`` are public, making such a program is not.
 - ``torch.compiler._is_compiling_flag`` and ``_is_exporting_flag`` are what ``torch.compiler.is_exporting()`` tells.
 - ``torch.utils._sympy.functions.Min`` is in what it assumed, too.
-- ``torch.onnx._internal.exporter``: what the exporter translates, and what it decomposes for want of a translation.
+- ``torch.onnx._internal.exporter``: what the exporter translates. ``torch._ops.OpOverload`` are operators.
 - ``torch._decomp.get_decompositions``: more of torch's decompositions than ``torch.export`` has.
 """
 
 import contextlib
+import functools
 import itertools
 import re
 import traceback
@@ -46,15 +49,14 @@ from lnbp_onnx.interop.torch_call import Call, NamedTensors, joined, new_values
 from lnbp_onnx.interop.torch_gradients import gradient_decompositions
 from lnbp_onnx.interop.torch_outputs import refuse_clashes
 from lnbp_onnx.interop.torch_random import NORMAL, UNIFORM, Draws, random_decompositions
+from lnbp_onnx.interop.torch_terminal import quiet
+from lnbp_onnx.interop.torch_translations import gradient_translations
 
 try:
     from torch.fx.experimental import _config as fx_config
     from torch.fx.experimental.proxy_tensor import decompose, make_fx
-    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-    from torch.onnx._internal.exporter._decomp import (
-        create_onnx_friendly_decomposition_table,
-        get_onnx_implemented_overloads,
-    )
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, statically_known_true
+    from torch.onnx._internal.exporter._decomp import get_onnx_implemented_overloads
     from torch.onnx._internal.exporter._registration import ONNXRegistry
     from torch.utils._sympy.functions import Min
 except ImportError as error:
@@ -115,7 +117,9 @@ def trace(call: Call, function: Function, variable: NamedTensors, dynamic_shapes
             graph, output_names, updated = _trace_graph(call, function, symbolic)
             variable = {**variable, **{name: call.buffers[name] for name in updated}}
             _refuse_constants(call, graph, variable)
-            exported = _as_exported(graph)
+            # Where something is to be rewritten torch traces it twice more.
+            final = not _written(graph) and all(map(_is_known_to_exporter, graph.graph.nodes))
+            exported = _as_exported(graph) if final else _to_be_rewritten(call, graph, symbolic, shapes)
     except InvalidModelError:
         raise
     except Exception as error:  # torch's exceptions have no common base but Exception
@@ -123,7 +127,7 @@ def trace(call: Call, function: Function, variable: NamedTensors, dynamic_shapes
     if call.left_out:
         left_out = ", ".join(f"{name!r} of type {kind}" for name, kind in call.left_out.items())
         warnings.warn(
-            f"{call.label}: forward returns {left_out}, which is no tensor, and no output of the model.", stacklevel=3
+            f"{call.label}: forward returns {left_out}, which is no tensor, and no output of the model.", stacklevel=4
         )
     dims = {}
     for tensor, shape in zip(symbolic, shapes, strict=True):
@@ -131,6 +135,17 @@ def trace(call: Call, function: Function, variable: NamedTensors, dynamic_shapes
             if isinstance(dim, torch.export.Dim):
                 dims[str(tensor.shape[axis])] = dim.__name__
     return Program(call, exported, output_names, variable, updated, _draws(exported.graph), dims)
+
+
+@functools.cache
+def _known_to_exporter() -> set[Any]:
+    with quiet():
+        registered = set(get_onnx_implemented_overloads(ONNXRegistry.from_torchlib()))
+    return registered | {torch.ops.aten.native_layer_norm_backward.default, *gradient_translations()}
+
+
+def _is_known_to_exporter(node: Any) -> bool:
+    return not isinstance(node.target, torch._ops.OpOverload) or node.target in _known_to_exporter()
 
 
 class _Exported(torch.export.ExportedProgram):  # type: ignore[misc]  # torch has no types where it is not installed
@@ -157,6 +172,8 @@ def _as_exported(graph: Any) -> Any:
         node.replace_all_uses_with(lifted[name])
         nodes.erase_node(node)
     nodes.eliminate_dead_code()
+    for node in nodes.nodes:
+        node.meta.setdefault("nn_module_stack", {})  # which the exporter misses
     (output,) = nodes.find_nodes(op="output")
     inputs = _placeholders(graph)
     kinds = [*[InputKind.CONSTANT_TENSOR] * len(lifted), *[InputKind.USER_INPUT] * (len(inputs) - len(lifted))]
@@ -177,12 +194,20 @@ def _as_exported(graph: Any) -> Any:
     )
 
 
-def _functional(graph: Any, symbolic: Sequence[Any]) -> Any:
-    """Return a graph without operators that write to tensors."""
-    if not _written(graph):
-        return graph
-    functional = torch.func.functionalize(graph, remove="mutations_and_views")
-    return make_fx(functional, decomposition_table=_decompositions(), tracing_mode="symbolic")(*symbolic)
+def _to_be_rewritten(call: Call, graph: Any, symbolic: Sequence[Any], shapes: Sequence[Any]) -> Any:
+    """Return as a program what the exporter makes one of that writes to no tensor and has operators it knows."""
+    tensors = tuple(tensor.detach() for tensor in call.tensors.values())
+    # With no limits of the sizes, which torch would take for a promise to serve all of them.
+    with quiet():
+        exported = torch.export.export(graph, tensors, dynamic_shapes=tuple(map(_dynamic, shapes)), strict=False)
+    _refuse_new_assumptions(call, exported, symbolic)
+    return exported
+
+
+def _dynamic(shape: dict[int, Any] | None) -> dict[int, Any] | None:
+    return shape and {
+        axis: torch.export.Dim.DYNAMIC if isinstance(dim, torch.export.Dim) else dim for axis, dim in shape.items()
+    }
 
 
 def _untraceable(call: Call, error: Exception) -> InvalidModelError:
@@ -247,9 +272,6 @@ def _trace_graph(call: Call, function: Function, symbolic: Sequence[Any]) -> tup
         )
     updated = _keep_updated(call, graph, written)
     refuse_clashes(call, [*output_names, *new_values(dict.fromkeys(updated))])
-    assumed_before = len(shape_env.guards)
-    graph = _functional(graph, symbolic)
-    _refuse_assumptions(call, shape_env.guards[assumed_before:], sizes)
     _restore_determinants(graph)
     return graph, [*output_names, *new_values(dict.fromkeys(updated))], updated
 
@@ -308,6 +330,28 @@ def _refuse_assumptions(call: Call, guards: Iterable[Any], sizes: Mapping[str, s
             "in dynamic_shapes, give sizes that are always equal one name, a size that has a limit a "
             "torch.export.Dim(name, max=...), and leave out sizes that decide something",
         )
+
+
+def _refuse_new_assumptions(call: Call, exported: Any, symbolic: Sequence[Any]) -> None:
+    """Refuse what was assumed in the export of sizes and does not follow from what the user said of them."""
+    known, env = (each.fake_mode.shape_env for each in (symbolic[0], _user_inputs(exported)[0].meta["val"]))
+    # Of sizes that turned out to be equal one is left, under which each may appear; two names are not taken for one.
+    sizes: dict[Any, set[Any]] = {}
+    for node, old in zip(_user_inputs(exported), symbolic, strict=True):
+        for one, other in zip(node.meta["val"].shape, old.shape, strict=True):
+            if not isinstance(one, int) and not isinstance(other, int):
+                for size in (one.node._expr, env.replace(one.node._expr)):
+                    sizes.setdefault(size, set()).add(known.replace(other.node._expr))
+    same = {size: next(iter(others)) for size, others in sizes.items() if len(others) == 1}
+    guards = [guard._replace(expr=_plainly(guard.expr.xreplace(same))) for guard in env.guards]
+    unknown = [each for each in guards if not _is_known(known, each.expr)]
+    _refuse_assumptions(call, unknown, _named_sizes(call, symbolic))
+
+
+def _is_known(shape_env: Any, condition: Any) -> bool:
+    """Return whether a condition holds for all sizes that there may be, as torch can tell of each of alternatives."""
+    alternatives = condition.args if isinstance(condition, sympy.Or) else (condition,)
+    return any(statically_known_true(shape_env.create_symboolnode(each)) for each in alternatives)
 
 
 def _is_of_no_account(guard: Any) -> bool:
@@ -380,21 +424,18 @@ def _refused_state(call: Call, found: str) -> InvalidModelError:
     )
 
 
+@functools.cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """Return what is decomposed while tracing: what the exporter does, and all that torch can by default.
+    """Return what is decomposed while tracing: all that torch can, less the gradient of layer normalisation.
 
-    Less the gradients of layer normalisation and of convolutions. The exporter does not decompose what it translates
-    itself, and some of its translations are wrong in a graph
+    The exporter decomposes too, but not what it translates itself, and some of its translations are wrong in a graph
     of gradients: nll_loss_forward gives a total weight that nll_loss_backward must not divide by, copy does not
     broadcast, batch normalisation does not update its running statistics. The order of memory that empty_permuted adds
     to empty is nothing that ONNX knows.
     """
     aten = torch.ops.aten
-    known = set(get_onnx_implemented_overloads(ONNXRegistry.from_torchlib()))
-    decompositions = create_onnx_friendly_decomposition_table(known)
-    decompositions.update(torch.export.default_decompositions().items())
-    for kept in (aten.native_layer_norm_backward.default, aten.convolution_backward.default):
-        decompositions.pop(kept, None)
+    decompositions = dict(torch.export.default_decompositions().items())
+    del decompositions[aten.native_layer_norm_backward.default]
     decompositions.update(torch._decomp.get_decompositions([aten._native_batch_norm_legit]))
     decompositions[aten.copy.default] = lambda self, src, _=False: src.to(self.dtype).expand(self.shape).clone()
     decompositions[aten.empty_permuted.default] = lambda size, _, **options: torch.empty(size, **options)
@@ -428,8 +469,16 @@ class _Identity(torch.nn.Module):  # type: ignore[misc]  # torch has no types wh
 
 def _symbolic(tensors: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
     """Return the tensors that torch.export traces with: without data, with a symbol for each dynamic size."""
-    exported = torch.export.export(_Identity(), tuple(tensors), dynamic_shapes={"tensors": tuple(shapes)}, strict=False)
+    dynamic_shapes = {"tensors": tuple(shapes)}
+    with quiet():
+        exported = torch.export.export(_Identity(), tuple(tensors), dynamic_shapes=dynamic_shapes, strict=False)
     return [node.meta["val"] for node in _placeholders(exported)]
+
+
+def _user_inputs(exported: Any) -> list[Any]:
+    """Return the nodes of the inputs, without those of the tensors that the graph holds itself."""
+    inputs = set(exported.graph_signature.user_inputs)
+    return [node for node in _placeholders(exported) if node.name in inputs]
 
 
 def _placeholders(graph: Any) -> list[Any]:
