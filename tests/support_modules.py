@@ -1,12 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modules of the support table that are of no library, and those that give others a loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Drawn(TorchDispatchMode):
+    """What is dropped by the given numbers, in their order."""
+
+    def __init__(self, numbers: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._numbers = iter(numbers)
+
+    def __torch_dispatch__(
+        self, function: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if function is torch.ops.aten.bernoulli_.float:
+            return args[0].copy_(next(self._numbers) < args[1])
+        if function is torch.ops.aten.rand.default:
+            return next(self._numbers)
+        return function(*args, **(kwargs or {}))
 
 
 class WithCrossEntropy(nn.Module):
@@ -40,7 +58,7 @@ class _Transformer(nn.Module):
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1], dtype=target.dtype)
-        return (self.transformer(source, target, tgt_mask=mask) * target).pow(3).mean()
+        return (self.transformer(source, target, tgt_mask=mask, tgt_is_causal=True) * target).pow(3).mean()
 
 
 def transformer() -> nn.Module:

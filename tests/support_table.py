@@ -7,6 +7,7 @@ transformers, timm and torchvision.
 """
 
 import argparse
+import contextlib
 import copy
 import logging
 import multiprocessing
@@ -156,11 +157,6 @@ def of_batch(*names: str) -> dict[str, Sequence[str]]:
 
 def of_timm(model: str, **sizes: Any) -> Architecture:
     def make() -> Any:
-        import torch  # noqa: PLC0415
-
-        # torchvision's own operators, which timm does not use, are built for another torch than the CPU's.
-        for operator in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
         import timm  # noqa: PLC0415
         from support_modules import WithCrossEntropy  # noqa: PLC0415
 
@@ -269,7 +265,7 @@ ARCHITECTURES = {
         source=("batch", "length"), target=("batch", "other_length"),
     ),
     "U-Net": of_torch(
-        "group norms and convolutions", "UNet", lambda batch, length: {"x": normal(batch, 4, 8, 8)}, x=("batch",)
+        "group norms and convolutions", "UNet", lambda batch, _: {"x": normal(batch, 4, 8, 8)}, x=("batch",)
     ),
     "Forces": of_torch(
         "an energy's gradients", "Forces",
@@ -292,6 +288,10 @@ def measured(name: str) -> Sequence[str]:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    # torchvision's own operators, which no model here uses, are built for another torch than the CPU's.
+    for operator in ("nms", "qnms"):
+        with contextlib.suppress(RuntimeError):  # defined by an earlier one
+            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
     each = ARCHITECTURES[name]
     module = each.make()
     sizes = dict.fromkeys(size for axes in each.dynamic.values() for size in axes)
@@ -310,6 +310,8 @@ def measured(name: str) -> Sequence[str]:
             outcomes.append("yes")
         except lnbp_onnx.LnbpError as refusal:
             outcomes.append(str(refusal).partition(": ")[2].split(" (")[0][:160].replace("|", "/"))
+        except Exception as error:  # of the comparison
+            outcomes.append(f"{type(error).__name__}: {error}"[:160])
     loss, gradients = (f"{error:.0e}" for error in errors[False]) if False in errors else ("", "")
     with_dropout = f"{max(errors[True]):.0e}" if True in errors else ""
     outcome = " / ".join(dict.fromkeys(outcomes))
@@ -319,7 +321,8 @@ def measured(name: str) -> Sequence[str]:
 def worst(module: Any, model: Any, each: Architecture) -> tuple[float, float]:
     """Return the worst errors of the loss and of the gradients, with the kernel and decomposed, at two batches."""
     import torch  # noqa: PLC0415
-    from torch_runs import Drawn, arrays, autograd, decomposed, drawn_by, native, with_draws  # noqa: PLC0415
+    from support_modules import Drawn  # noqa: PLC0415
+    from torch_runs import arrays, autograd, decomposed, drawn_by, native, with_draws  # noqa: PLC0415
 
     shown = with_draws(model)
     losses, gradients = [0.0], [0.0]

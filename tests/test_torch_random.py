@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported random numbers: the backward pass has those of the forward pass; needs torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ pytest.importorskip("onnxscript")
 
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch_modules import Cubes, Written, cubes  # noqa: E402
 from torch_runs import (  # noqa: E402
-    Drawn,
     arrays,
     assert_close,
     autograd,
@@ -40,6 +40,31 @@ SHARE = 0.3
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+class Drawn(TorchFunctionMode):
+    """Functions of torch with the given numbers in place of those that they would draw."""
+
+    def __init__(self, numbers: list[Tensor]) -> None:
+        super().__init__()
+        following = iter(numbers)
+
+        def dropout(x: Tensor, p: float, *_: Any, axes: int = 0, **__: Any) -> Tensor:
+            kept = next(following) < 1 - p
+            assert kept.shape == (x.shape[: x.dim() - axes] + (1,) * axes)
+            return x * kept / (1 - p)
+
+        self.functions: dict[Any, Callable[..., Any]] = {
+            functional.dropout: dropout,
+            functional.dropout2d: lambda *args, **options: dropout(*args, **options, axes=2),
+            torch.rand: lambda *_: next(following),
+            torch.randn_like: lambda _: next(following),
+            Tensor.bernoulli_: lambda x, p: x.copy_(next(following) < p),
+            Tensor.uniform_: lambda x, low, high: x.copy_(low + (high - low) * next(following)),
+        }
+
+    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        return self.functions.get(function, function)(*args, **(kwargs or {}))
 
 
 class Noisy(nn.Module):

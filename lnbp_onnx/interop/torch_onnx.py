@@ -87,6 +87,9 @@ def to_onnx(
         if name in program.variable or inputs[name].uses():
             graph.register_initializer(inputs[name])
     ScatterPass()(model)  # gradients of what is indexed add where an index repeats
+    _name_norms(graph)
+    with quiet():
+        _drop_repetitions(model)
     proto: ModelProto = ir.to_proto(model)
     try:
         check_model(proto)
@@ -105,20 +108,42 @@ def _tidy(model: ir.Model) -> None:
     """
     passes.InlinePass()(model)
     for _ in range(2):
-        optimizer.fold_constants(model)
+        optimizer.fold_constants(model, onnx_shape_inference=True)
         rewriter.RewritePass(_RULES)(model)
         passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedFunctionsPass()(model)
+    passes.OutputFixPass()(model)
+    _drop_repetitions(model)
+    passes.NameFixPass()(model)
+
+
+def _drop_repetitions(model: ir.Model) -> None:
     for tidy in (
-        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedNodesPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.LiftSubgraphInitializersToMainGraphPass(),
         passes.DeduplicateInitializersPass(),
         passes.CommonSubexpressionEliminationPass(),
-        passes.OutputFixPass(),
-        passes.NameFixPass(),
         passes.RemoveUnusedOpsetsPass(),
     ):
         tidy(model)
+
+
+def _name_norms(graph: ir.Graph) -> None:
+    """Give layer norms and their gradients the path of their module, which is in the name of their parameter."""
+    names = {node.name for node in graph.all_nodes()}
+    for node in graph:
+        position = {"LayerNormalization": 1, spec.OP_TYPE: 2}.get(node.op_type)
+        parameter = node.inputs[position] if position is not None and len(node.inputs) > position else None
+        if parameter is None or not parameter.is_graph_input():
+            continue
+        path = parameter.name.rpartition(".")[0]
+        node.metadata_props["module"] = path
+        wanted = f"{path}/{node.op_type}"
+        node.name = next(
+            name for count in itertools.count() if (name := f"{wanted}_{count}" if count else wanted) not in names
+        )
+        names.add(node.name)
 
 
 def _set_seeds(graph: ir.Graph, seed: int) -> None:

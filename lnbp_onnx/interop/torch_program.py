@@ -130,10 +130,10 @@ def trace(call: Call, function: Function, variable: NamedTensors, dynamic_shapes
             f"{call.label}: forward returns {left_out}, which is no tensor, and no output of the model.", stacklevel=4
         )
     dims = {}
-    for tensor, shape in zip(symbolic, shapes, strict=True):
+    for node, shape in zip(_user_inputs(exported), shapes, strict=True):
         for axis, dim in (shape or {}).items():
             if isinstance(dim, torch.export.Dim):
-                dims[str(tensor.shape[axis])] = dim.__name__
+                dims[str(node.meta["val"].shape[axis])] = dim.__name__
     return Program(call, exported, output_names, variable, updated, _draws(exported.graph), dims)
 
 
