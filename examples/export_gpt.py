@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export the training step of a small GPT from PyTorch: its loss and all of its gradients as one ONNX model.
+"""Export a small GPT from PyTorch: its loss and all of its gradients as one ONNX model.
 
 The gradients of the layer norms are LayerNormBackprop nodes. The other examples train this model, without PyTorch;
-examples/gpt/training_step.onnx is what this program writes by default, to build/training_step.onnx.
+examples/gpt/joint.onnx is what this program writes by default, to build/joint.onnx.
 
 Needs `pip install torch==2.13.0 '.[torch]'`.
 """
@@ -20,9 +20,7 @@ INSTALL = "pip install torch==2.13.0 '.[torch]'"
 
 def main() -> None:
     parser = program.argument_parser(__doc__)
-    parser.add_argument(
-        "path", nargs="?", type=program.output_file, default=program.OUTPUT_FOLDER / "training_step.onnx"
-    )
+    parser.add_argument("path", nargs="?", type=program.output_file, default=program.OUTPUT_FOLDER / "joint.onnx")
     for field in fields(Sizes):
         parser.add_argument(f"--{field.name}", type=positive, default=field.default)
     options = vars(parser.parse_args())

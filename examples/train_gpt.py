@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a small character GPT in ONNX Runtime, on this project's own documentation.
 
-The model is a training step that export_gpt.py exported once: the loss and its gradients, those of the layer norms
-as LayerNormBackprop nodes, which the native kernel runs. The loop around it is NumPy: batches and AdamW. Where
-PyTorch is installed it trains the same model on the same batches, and its losses are compared.
+The model is what export_gpt.py exported once, the loss and its gradients, those of the layer norms as
+LayerNormBackprop nodes, which the native kernel runs; `lnbp_onnx.training_step` puts AdamW behind them. The loop feeds
+what a run gives to the next one. Where PyTorch is installed it trains the same model on the same batches, and its
+losses are compared.
 
     python examples/train_gpt.py --steps 1000 --rows 32 --picture build/loss.png
     python examples/export_gpt.py build/larger.onnx --width 128 --layers 4
@@ -22,7 +23,7 @@ import lnbp_onnx
 import program
 from gpt.arguments import training_parser
 from gpt.text import Batch, batches
-from gpt.training import context_of, initial_parameters, run_of, session_options, train, training_step
+from gpt.training import context_of, defaults, joint_model, run_of, session_options, train, training_step
 
 EVALUATED_ROWS = 64
 STEPS_IN_TORCH = 20
@@ -43,23 +44,24 @@ def main() -> int:
         program.require("matplotlib", "pip install matplotlib, or leave out --picture")
         program.make_folder_of(options.picture)
 
-    model = training_step(options.model)
+    joint = joint_model(options.model)
+    model = training_step(joint)
     context = context_of(model)
     training_batches = list(islice(batches(options.rows, context, seed=options.seed), options.steps))
     held_out = next(batches(EVALUATED_ROWS, context, held_out=True))
     run = run_of(lnbp_onnx.inference_session(model, sess_options=session_options()))
-    parameters = initial_parameters(model)
+    state = defaults(model)
 
-    before = float(run(held_out | parameters)["loss"])
+    before = float(run(held_out | state)["loss"])
     start = time.perf_counter()
     losses = []
     print("  step    loss")
-    for step, loss in enumerate(train(run, parameters, training_batches), 1):
+    for step, loss in enumerate(train(run, state, training_batches), 1):
         losses.append(loss)
         if step == 1 or step % max(1, options.steps // 10) == 0:
             print(f"{step:6}  {loss:.4f}")
     speed = options.steps / (time.perf_counter() - start)
-    after = float(run(held_out | parameters)["loss"])
+    after = float(run(held_out | state)["loss"])
     print(f"held-out text: {before:.4f} before, {after:.4f} after; {speed:.0f} steps a second")
 
     if options.picture:
@@ -67,7 +69,7 @@ def main() -> int:
     if importlib.util.find_spec("torch") is None:
         print("torch: not installed, losses not compared")
         return 0
-    return compare_with_torch(model, losses, training_batches[:STEPS_IN_TORCH])
+    return compare_with_torch(joint, losses, training_batches[:STEPS_IN_TORCH])
 
 
 def draw(losses: Sequence[float], path: Path) -> None:
@@ -86,7 +88,7 @@ def compare_with_torch(model: onnx.ModelProto, losses: Sequence[float], batches:
     from gpt.model import train as train_in_torch
     from gpt.sizes import sizes_of
 
-    expected = list(train_in_torch(sizes_of(model), initial_parameters(model), batches))
+    expected = list(train_in_torch(sizes_of(model), defaults(model), batches))
     difference = max(abs(loss - other) for loss, other in zip(losses, expected, strict=False))
     print(f"torch {torch.__version__}: the first {len(expected)} losses differ by up to {difference:.1e}", end=", ")
     print(f"allowed: {TOLERANCE:.0e}")

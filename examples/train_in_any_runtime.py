@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the GPT of train_gpt.py in runtimes that do not know LayerNormBackprop.
 
-`lnbp-onnx decompose` writes the training step in ONNX's standard operators. From there on nothing of lnbp-onnx is
-used: ONNX Runtime, OpenVINO and ONNX Runtime Web (WebAssembly in node) compute the gradients, the rest is NumPy. The
+The training step, AdamW in it, is decomposed to ONNX's standard operators. From there on nothing of lnbp-onnx is used:
+ONNX Runtime, OpenVINO and ONNX Runtime Web (WebAssembly in node) run it, and what a run gives is fed to the next. The
 losses of all must agree. A runtime that is not installed is skipped:
 
     pip install openvino
@@ -15,7 +15,6 @@ import base64
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -29,10 +28,21 @@ import numpy as np
 import onnx
 import onnxruntime
 
+import lnbp_onnx
 import program
 from gpt.arguments import training_parser
 from gpt.text import batches
-from gpt.training import Run, Tensors, context_of, initial_parameters, run_of, session_options, train, training_step
+from gpt.training import (
+    Run,
+    Tensors,
+    context_of,
+    defaults,
+    joint_model,
+    run_of,
+    session_options,
+    train,
+    training_step,
+)
 from program import NotInstalledError
 
 SERVER = Path(__file__).with_suffix(".mjs")
@@ -96,27 +106,29 @@ RUNTIMES: dict[str, Callable[[Path], AbstractContextManager[tuple[str, Run]]]] =
 }
 
 
-def decomposed(training_step: Path, path: Path) -> tuple[onnx.ModelProto, Tensors]:
-    """Write a training step in standard operators to `path`; return it and its parameters' initial values."""
-    command = [sys.executable, "-m", "lnbp_onnx", "decompose", training_step, "-o", path, "--quiet"]
-    subprocess.run(command, check=True)
-    model = onnx.load(path)
-    parameters = initial_parameters(model)
-    # OpenVINO takes an input that has a default for a constant.
-    constants = [each for each in model.graph.initializer if each.name not in parameters]
+def decomposed(joint: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, Tensors]:
+    """Write a joint model's training step in standard operators to `path`; return it, and what it begins with."""
+    model = lnbp_onnx.decompose(training_step(joint))
+    state = defaults(model)
+    onnx.save(without_defaults(model), path)
+    return model, state
+
+
+def without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Take the defaults of inputs out: OpenVINO and ONNX Runtime Web cannot be fed an input that has one."""
+    names = defaults(model).keys()
+    constants = [each for each in model.graph.initializer if each.name not in names]
     del model.graph.initializer[:]
     model.graph.initializer.extend(constants)
-    onnx.save(model, path)
-    return model, parameters
+    return model
 
 
 def main() -> int:
     options = training_parser(__doc__, steps=20, rows=8).parse_args()
-    training_step(options.model)  # says what is wrong with it
-
+    joint = joint_model(options.model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "training_step.onnx"
-        model, initial = decomposed(options.model, path)
+        model, initial = decomposed(joint, path)
         domains = Counter(node.domain or "ai.onnx" for node in model.graph.node)
         print("decomposed:", ", ".join(f"{count} nodes of {domain}" for domain, count in domains.items()))
         print(f"{'runtime':24} {'first loss':>10} {'last loss':>10} {'difference':>10} {'steps/s':>8}")

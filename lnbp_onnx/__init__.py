@@ -10,11 +10,12 @@ from lnbp_onnx.schema import register_schema
 from lnbp_onnx.spec import DOMAIN, OP_TYPE, OP_VERSION
 
 if TYPE_CHECKING:
-    from lnbp_onnx.api import decompose, embed, fuse, gradient
+    from lnbp_onnx.api import decompose, embed, fuse, gradient, save_parameters, training_step
     from lnbp_onnx.reference import LayerNormBackprop, layer_norm_backprop
     from lnbp_onnx.running.compare import Comparison, compare
     from lnbp_onnx.running.native import get_library_path
     from lnbp_onnx.running.session import inference_session
+    from lnbp_onnx.training.optimizers import SGD, AdamW
 
 register_schema()
 
@@ -24,6 +25,8 @@ __all__ = [
     "DOMAIN",
     "OP_TYPE",
     "OP_VERSION",
+    "SGD",
+    "AdamW",
     "Comparison",
     "InvalidModelError",
     "InvalidNodeError",
@@ -42,12 +45,16 @@ __all__ = [
     "layer_norm_backprop",
     "make_node",
     "register_schema",
+    "save_parameters",
+    "training_step",
 ]
 
 # Imported when asked for: onnx_ir, ONNX Runtime and the reference evaluator take most of the time of an import.
 _MODULES = {
+    "AdamW": "training.optimizers",
     "Comparison": "running.compare",
     "LayerNormBackprop": "reference",
+    "SGD": "training.optimizers",
     "compare": "running.compare",
     "decompose": "api",
     "embed": "api",
@@ -56,6 +63,8 @@ _MODULES = {
     "gradient": "api",
     "inference_session": "running.session",
     "layer_norm_backprop": "reference",
+    "save_parameters": "api",
+    "training_step": "api",
 }
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples that train a GPT give the same training wherever it runs."""
 
+import json
 import math
 import os
 import shutil
@@ -19,7 +20,7 @@ import lnbp_onnx
 import train_in_any_runtime
 from gpt.sizes import sizes_of
 from gpt.text import Batch, batches
-from gpt.training import TRAINING_STEP, Tensors, context_of, initial_parameters, run_of, session_options, train
+from gpt.training import JOINT_MODEL, Tensors, context_of, defaults, run_of, session_options, train, training_step
 from program import NotInstalledError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -28,7 +29,7 @@ ROWS = 8
 
 @pytest.fixture(scope="module")
 def model() -> ModelProto:
-    return onnx.load(TRAINING_STEP)
+    return onnx.load(JOINT_MODEL)
 
 
 def data(model: ModelProto, steps: int) -> list[Batch]:
@@ -37,9 +38,10 @@ def data(model: ModelProto, steps: int) -> list[Batch]:
 
 def trained_with_kernel(model: ModelProto, steps: int) -> tuple[list[float], Tensors]:
     """The losses and the parameters in ONNX Runtime with the native kernel, in this process."""
-    run = run_of(lnbp_onnx.inference_session(model, sess_options=session_options()))
-    parameters = initial_parameters(model)
-    return list(train(run, parameters, data(model, steps))), parameters
+    step = training_step(model)
+    run = run_of(lnbp_onnx.inference_session(step, sess_options=session_options()))
+    state = defaults(step)
+    return list(train(run, state, data(model, steps))), {name: state[name] for name in defaults(model)}
 
 
 def assert_same_training(model: ModelProto, actual: Tensors, expected: Tensors, tolerance: float) -> None:
@@ -48,7 +50,7 @@ def assert_same_training(model: ModelProto, actual: Tensors, expected: Tensors, 
     One element proves nothing: AdamW takes a gradient of nearly 0, of which only the rounding is left, for a large one.
     """
     assert actual.keys() == expected.keys()
-    for name, start in initial_parameters(model).items():
+    for name, start in defaults(model).items():
         way = np.linalg.norm(expected[name] - start)
         assert way > 0
         assert np.linalg.norm(actual[name] - expected[name]) <= tolerance * way, name
@@ -75,11 +77,11 @@ def test_held_out_text_is_not_trained_on(model: ModelProto, monkeypatch: pytest.
     assert np.intersect1d(trained_on, held_out).size == 0
 
 
-def test_plain_onnxruntime_cannot_load_the_training_step(model: ModelProto) -> None:
+def test_plain_onnxruntime_cannot_load_the_model(model: ModelProto) -> None:
     """So that what trains it above has run the kernel."""
     assert sum(node.op_type == "LayerNormBackprop" for node in model.graph.node) == 5
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail, match="lnbp"):
-        onnxruntime.InferenceSession(TRAINING_STEP)
+        onnxruntime.InferenceSession(JOINT_MODEL)
 
 
 def test_picture(tmp_path: Path) -> None:
@@ -92,15 +94,16 @@ def test_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("runtime", train_in_any_runtime.RUNTIMES)
 def test_runtimes_train_as_the_kernel_does(runtime: str, model: ModelProto, tmp_path: Path) -> None:
     path = tmp_path / "standard.onnx"
-    standard, parameters = train_in_any_runtime.decomposed(TRAINING_STEP, path)
+    standard, state = train_in_any_runtime.decomposed(model, path)
     assert {node.domain for node in standard.graph.node} == {""}
     try:
         with train_in_any_runtime.RUNTIMES[runtime](path) as (_, run):
-            losses = list(train(run, parameters, data(model, 5)))
+            losses = list(train(run, state, data(model, 5)))
     except NotInstalledError as reason:
         pytest.skip(f"{runtime} is not installed ({reason})")
     expected_losses, expected_parameters = trained_with_kernel(model, 5)
     np.testing.assert_allclose(losses, expected_losses, rtol=2e-6)
+    parameters = {name: state[name] for name in expected_parameters}
     assert_same_training(model, parameters, expected_parameters, 5e-3)
 
 
@@ -126,15 +129,15 @@ def test_training_is_as_in_torch(model: ModelProto) -> None:
     pytest.importorskip("torch")
     from gpt.model import train as train_in_torch  # noqa: PLC0415
 
-    expected = list(train_in_torch(sizes_of(model), initial_parameters(model), data(model, 20)))
+    expected = list(train_in_torch(sizes_of(model), defaults(model), data(model, 20)))
     losses, _ = trained_with_kernel(model, 20)
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-4)
 
 
-def test_training_step_is_what_is_exported(model: ModelProto, tmp_path: Path) -> None:
+def test_joint_model_is_what_is_exported(model: ModelProto, tmp_path: Path) -> None:
     """Not node by node: the standard operators depend on the exporter's version."""
     pytest.importorskip("torch")
-    path = tmp_path / "training_step.onnx"
+    path = tmp_path / "joint.onnx"
     subprocess.run([sys.executable, EXAMPLES / "export_gpt.py", path], check=True, capture_output=True)
     exported = onnx.load(path)
     assert list(exported.graph.input) == list(model.graph.input)
@@ -142,7 +145,7 @@ def test_training_step_is_what_is_exported(model: ModelProto, tmp_path: Path) ->
     assert list(exported.metadata_props) == list(model.metadata_props)
     assert gradient_nodes(exported) == gradient_nodes(model)
 
-    parameters, expected_parameters = initial_parameters(exported), initial_parameters(model)
+    parameters, expected_parameters = defaults(exported), defaults(model)
     assert_same_parameters(parameters, expected_parameters, 1e-7)
     (batch,) = data(model, 1)
     results, expected = (
@@ -164,3 +167,28 @@ def gradient_nodes(model: ModelProto) -> list[tuple[object, ...]]:
         for node in model.graph.node
         if node.op_type == lnbp_onnx.OP_TYPE
     ]
+
+
+def test_in_a_browser(model: ModelProto) -> None:
+    node, browser = shutil.which("node"), shutil.which("chromium")
+    ask = "for (const name of ['onnxruntime-web', 'playwright-core']) require.resolve(name)"
+    if (
+        node is None
+        or browser is None
+        or subprocess.run([node, "-e", ask], stderr=subprocess.DEVNULL, cwd=EXAMPLES, check=False).returncode
+    ):
+        pytest.skip("node with onnxruntime-web and playwright-core, or Chromium, is not installed")
+    command = [sys.executable, str(EXAMPLES / "train_in_browser.py"), "--steps", "20", "--rows", str(ROWS), "--no-open"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[0]
+            drive = [node, str(Path(__file__).with_name("drive_browser.mjs")), address, browser]
+            found = json.loads(subprocess.run(drive, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        finally:
+            server.terminate()
+    assert (found["error"], found["faults"]) == ("", [])
+    expected, _ = trained_with_kernel(model, steps=20)
+    np.testing.assert_allclose(found["losses"], expected, rtol=0, atol=1e-4)
+    assert found["sample"].startswith("The ")
+    assert len(found["sample"]) == 160

@@ -2,14 +2,18 @@
 """The names that users call are a contract."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
+from command_line import command
 from documentation import ROOT, python_blocks
 
 import lnbp_onnx
 
 NAMES = {
+    "AdamW",
+    "SGD",
     "Comparison",
     "__version__",
     "DOMAIN",
@@ -31,6 +35,8 @@ NAMES = {
     "layer_norm_backprop",
     "make_node",
     "register_schema",
+    "save_parameters",
+    "training_step",
 }
 
 
@@ -50,11 +56,26 @@ def test_errors_have_one_base(error: type[Exception]) -> None:
     assert issubclass(error, lnbp_onnx.LnbpError)
 
 
-def test_readme_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_shows_what_the_command_line_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    blocks = python_blocks("README.md")
+    (block,) = re.findall(r"^```console\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    line, _, shown = block.partition("\n")
+    run = command(*line.removeprefix("$ lnbp-onnx ").split())
+    assert run.returncode == 0
+
+    def without_seconds(text: str) -> list[str]:
+        return [re.sub(r"[\d.]+ s\.$", "", each.rstrip()) for each in text.splitlines()]
+
+    assert without_seconds(run.stdout) == without_seconds(shown)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/derivation.md"])
+def test_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    blocks = python_blocks(page)
     assert blocks
     namespace: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+        exec(compile(block, page, "exec"), namespace)

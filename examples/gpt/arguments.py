@@ -4,14 +4,14 @@
 from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
-from gpt.training import TRAINING_STEP
+from gpt.training import JOINT_MODEL
 from program import argument_parser
 
 
 def training_parser(description: str, *, steps: int, rows: int) -> ArgumentParser:
     """Return a parser of ``--model``, ``--steps`` and ``--rows`` with these defaults."""
     parser = argument_parser(description)
-    parser.add_argument("--model", type=existing_file, default=TRAINING_STEP, help="what export_gpt.py wrote")
+    parser.add_argument("--model", type=existing_file, default=JOINT_MODEL, help="what export_gpt.py wrote")
     parser.add_argument("--steps", type=positive, default=steps, help=f"{steps} by default")
     parser.add_argument("--rows", type=positive, default=rows, help=f"of a batch; {rows} by default")
     return parser

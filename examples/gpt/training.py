@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop, which knows nothing of what computes the gradients."""
+"""The training step of a GPT, and the loop, which knows nothing of what runs it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -9,19 +9,19 @@ import onnx
 import onnxruntime
 from onnx import ModelProto, numpy_helper
 
-from gpt.adamw import AdamW
+import lnbp_onnx
+from gpt import adamw
 from gpt.sizes import sizes_of
-from lnbp_onnx import InvalidModelError
 
-TRAINING_STEP = Path(__file__).parent / "training_step.onnx"
+JOINT_MODEL = Path(__file__).parent / "joint.onnx"
 
 Tensors = dict[str, np.ndarray]
-# From a batch and the parameters to the loss and the gradients, each by its name in the model.
+# From a batch, and what else the model has inputs for, to its outputs, each by its name in the model.
 Run = Callable[[Tensors], Tensors]
 
 
-def training_step(path: Path) -> ModelProto:
-    """Read a model that export_gpt.py wrote.
+def joint_model(path: Path) -> ModelProto:
+    """Read a model of the loss and its gradients that export_gpt.py wrote.
 
     Raises:
         InvalidModelError: Where it is another one.
@@ -32,16 +32,30 @@ def training_step(path: Path) -> ModelProto:
     except OSError:
         raise
     except Exception as error:  # protobuf's of a file that is no model, and those of one without the sizes
-        raise InvalidModelError(f"{path} is no model that export_gpt.py wrote ({error}).") from error
+        raise lnbp_onnx.InvalidModelError(f"{path} is no model that export_gpt.py wrote ({error}).") from error
     names = {value.name for value in (*model.graph.input, *model.graph.output)}
-    missing = {"tokens", "targets", "loss", *(f"{name}.grad" for name in initial_parameters(model))} - names
+    missing = {"tokens", "targets", "loss", *(f"{name}.grad" for name in defaults(model))} - names
     if missing:
-        raise InvalidModelError(f"{path} is no model that export_gpt.py wrote (it lacks {', '.join(sorted(missing))}).")
+        raise lnbp_onnx.InvalidModelError(
+            f"{path} is no model that export_gpt.py wrote (it lacks {', '.join(sorted(missing))})."
+        )
     return model
 
 
-def initial_parameters(model: ModelProto) -> Tensors:
-    """Return the inputs that have a default: the parameters."""
+def training_step(model: ModelProto) -> ModelProto:
+    """Return a joint model with a step of AdamW in the place of its gradients."""
+    optimizer = lnbp_onnx.AdamW(
+        lr=adamw.LEARNING_RATE,
+        betas=adamw.BETAS,
+        eps=adamw.EPSILON,
+        weight_decay=adamw.WEIGHT_DECAY,
+        no_weight_decay=[name for name, value in defaults(model).items() if not adamw.decays(value)],
+    )
+    return lnbp_onnx.training_step(model, optimizer=optimizer)
+
+
+def defaults(model: ModelProto) -> Tensors:
+    """Return the inputs that have a default: the parameters, and of a training step the optimizer's state, too."""
     inputs = {value.name for value in model.graph.input}
     return {each.name: numpy_helper.to_array(each).copy() for each in model.graph.initializer if each.name in inputs}
 
@@ -66,10 +80,9 @@ def run_of(session: onnxruntime.InferenceSession) -> Run:
     return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
 
 
-def train(run: Run, parameters: Tensors, batches: Iterable[Tensors]) -> Iterator[float]:
-    """Take a step of AdamW for each batch and yield the loss before it; `parameters` are updated in place."""
-    optimizer = AdamW(parameters)
+def train(run: Run, state: Tensors, batches: Iterable[Tensors]) -> Iterator[float]:
+    """Run a training step for each batch and yield the loss before it; `state` begins as `defaults` and goes on."""
     for batch in batches:
-        results = run(batch | parameters)
-        optimizer.step({name: results[f"{name}.grad"] for name in parameters})
+        results = run(batch | state)
+        state |= {name.removesuffix(".updated"): each for name, each in results.items() if name.endswith(".updated")}
         yield float(results["loss"])

@@ -3,6 +3,7 @@
 
 import contextlib
 import copy
+import enum
 import itertools
 import logging
 import math
@@ -12,8 +13,8 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
@@ -24,6 +25,7 @@ import typer
 from onnx import ModelProto
 
 from lnbp_onnx import spec
+from lnbp_onnx.api import differentiation
 from lnbp_onnx.cli import EXIT_INTERRUPTED, report
 from lnbp_onnx.cli.targets import Job, UsageError, check_page, check_unused, jobs, pages, path_of
 from lnbp_onnx.cli.terminal import (
@@ -48,17 +50,21 @@ from lnbp_onnx.files.model_io import (
 )
 from lnbp_onnx.graphs.edit import apply_in_place
 from lnbp_onnx.passes import (
+    LOSS,
     DecomposePass,
     EmbedPass,
     FusePass,
-    GradientPass,
+    GradientNodesPass,
     InTurn,
     InTurnResult,
     OrtTrainingPass,
     ScatterPass,
+    TrainingStepPass,
 )
 from lnbp_onnx.running.compare import ATOL, RTOL
 from lnbp_onnx.running.compare import compare as compare_models
+from lnbp_onnx.training.losses import LossName
+from lnbp_onnx.training.optimizers import SGD, AdamW, Optimizer
 
 EXIT_FAILED = 1
 EXIT_UNUSABLE = 2
@@ -221,13 +227,13 @@ def _is_to_stdout(planned: Sequence[Job], size_threshold: int | None) -> bool:
 def _add_rewriting(
     name: str,
     suffix: str,
-    make_pass: Callable[[], ir.passes.InPlacePass],
+    make_passes: Sequence[Callable[[], ir.passes.InPlacePass]],
     nothing: str,
     summary: str,
     *examples: str,
     takes_training_ops: bool = False,
 ) -> None:
-    """Add a command that applies a pass: all take the same options, but for the two of decompose."""
+    """Add a command that applies passes: all take the same options, but for the two of decompose."""
 
     def command(
         models: Models,
@@ -271,7 +277,7 @@ def _add_rewriting(
         check_page(html, planned, force=force)
         to_stderr = _is_to_stdout(planned, size_threshold)
         printer = Printer(as_json, quiet, verbose, to_stderr=to_stderr)
-        passes, none = [make_pass], nothing
+        passes, none = list(make_passes), nothing
         if scatter_reductions:
             passes, none = [ScatterPass, *passes], f"{none}, and no ScatterND with a reduction"
         if training_ops:
@@ -301,8 +307,8 @@ def _add_rewriting(
 _add_rewriting(
     "decompose",
     "decomposed",
-    DecomposePass,
-    f"the model has no {spec.OP_TYPE} node",
+    (GradientNodesPass, DecomposePass),
+    f"the model has no {spec.OP_TYPE} node, and no Gradient node",
     f"Rewrite every {spec.OP_TYPE} node in standard operators, which any runtime executes.",
     "decompose model.onnx",
     "decompose model.onnx other.onnx --check 3",
@@ -312,7 +318,7 @@ _add_rewriting(
 _add_rewriting(
     "embed",
     "embedded",
-    EmbedPass,
+    (EmbedPass,),
     f"the model has no {spec.OP_TYPE} node, or all of them have the function already",
     "Add a function in standard operators beside the nodes: fast where the kernel is, standard elsewhere.",
     "embed model.onnx",
@@ -321,7 +327,7 @@ _add_rewriting(
 _add_rewriting(
     "fuse",
     "fused",
-    FusePass,
+    (FusePass,),
     "no layer-norm gradient was found",
     f"Find layer-norm gradients in standard operators and make each one {spec.OP_TYPE} node.",
     "fuse model.onnx",
@@ -329,32 +335,51 @@ _add_rewriting(
 )
 
 
+def _models(suffix: str) -> Any:
+    """Return the argument of a command that takes one model and may be given where to write."""
+    return typer.Argument(
+        metavar="IN",
+        help=f"The model to read, and OUT, where to write it: by default IN.{suffix}.onnx, beside it. - is standard "
+        "input, and standard output.",
+        parser=path_of,
+        show_default=False,
+    )
+
+
+Wrt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--wrt",
+        metavar="PATTERN",
+        help="Inputs and initializers to differentiate by, as the shell's patterns; may be repeated. By default every "
+        "initializer of a floating type that NAME depends on.",
+    ),
+]
+
+Loss = Annotated[
+    LossName | None,
+    typer.Option("--loss", help="Differentiate the mean of this loss of NAME and a label; it becomes the output loss."),
+]
+Label = Annotated[
+    str | None, typer.Option("--label", metavar="NAME", help="A further input: what the loss compares with.")
+]
+ClassAxis = Annotated[
+    int, typer.Option("--class-axis", help="The axis of the classes, for cross-entropy: 1 or the last one.")
+]
+
+
 @_command("gradient", "gradient model.onnx --of loss", "gradient model.onnx --of loss --wrt '*.weight'")
 def gradient(
-    models: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IN",
-            help="The model to read, and OUT, where to write it: by default IN.gradient.onnx, beside it. - is standard "
-            "input, and standard output.",
-            parser=path_of,
-            show_default=False,
-        ),
-    ],
+    models: Annotated[list[Path], _models("gradient")],
     of: Annotated[str, typer.Option("--of", metavar="NAME", help="The value to differentiate.")],
-    wrt: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--wrt",
-            metavar="PATTERN",
-            help="Inputs and initializers to differentiate by, as the shell's patterns; may be repeated. By default "
-            "every initializer of a floating type that NAME depends on.",
-        ),
-    ] = None,
+    wrt: Wrt = None,
     seed: Annotated[
         str | None,
         typer.Option("--seed", metavar="NAME", help="A further input that the gradients are multiplied by."),
     ] = None,
+    loss: Loss = None,
+    label: Label = None,
+    class_axis: ClassAxis = 1,
     output: Output = None,
     in_place: InPlace = False,
     force: Force = False,
@@ -365,11 +390,120 @@ def gradient(
     quiet: Quiet = False,
 ) -> None:
     """Add the gradients of a value to a model, as outputs NAME.grad."""
+    with _usage_errors():
+        passes = differentiation(of, wrt=wrt, seed=seed, loss=loss, label=label, class_axis=class_axis, patterns=True)
     size_threshold = _size_threshold(save_as_external_data, size_threshold)
     (job,) = jobs(models, output, None, in_place=in_place, force=force, suffix="gradient")
     printer = Printer(as_json, quiet, to_stderr=_is_to_stdout([job], size_threshold))
     request = _Request(0, RTOL, ATOL, {}, size_threshold, dry_run, several=False)
-    printer.data(_rewrite(job, request, [GradientPass(of=of, wrt=wrt, seed=seed, patterns=True)], "", printer))
+    printer.data(_rewrite(job, request, passes, "", printer))
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Turn what functions say of their arguments, whose names come first, into words on options."""
+    try:
+        yield
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        raise UsageError(f"--{name.replace('_', '-')} {rest}") from error
+
+
+class _OptimizerName(enum.StrEnum):
+    """The optimizers, as ``--optimizer`` names them."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
+_OPTIMIZERS: dict[_OptimizerName, type[Optimizer]] = {_OptimizerName.ADAMW: AdamW, _OptimizerName.SGD: SGD}
+
+
+@_command(
+    "train-step",
+    "train-step joint.onnx",
+    "train-step model.onnx --of logits --loss cross-entropy --label target --optimizer sgd --lr 0.1",
+)
+def train_step(
+    models: Annotated[list[Path], _models("training")],
+    of: Annotated[
+        str | None,
+        typer.Option(
+            "--of",
+            metavar="NAME",
+            help="The loss, or with --loss what it is put on. By default the gradients that the model has are taken.",
+        ),
+    ] = None,
+    wrt: Wrt = None,
+    loss: Loss = None,
+    label: Label = None,
+    class_axis: ClassAxis = 1,
+    optimizer: Annotated[_OptimizerName, typer.Option("--optimizer", help="As torch.optim.AdamW or SGD.")] = (
+        _OptimizerName.ADAMW
+    ),
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="The default of the input learning_rate; 0.001 where not given.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option("--weight-decay", help="By default 0.01 of adamw, 0 of sgd.")
+    ] = None,
+    no_weight_decay: Annotated[
+        list[str] | None,
+        typer.Option("--no-weight-decay", metavar="PATTERN", help="Parameters that do not decay; may be repeated."),
+    ] = None,
+    betas: Annotated[
+        tuple[float, float] | None, typer.Option("--betas", help="Of adamw; 0.9 0.999 by default.")
+    ] = None,
+    eps: Annotated[float | None, typer.Option("--eps", help="Of adamw; 1e-8 by default.")] = None,
+    momentum: Annotated[float | None, typer.Option("--momentum", help="Of sgd; 0 by default.")] = None,
+    dampening: Annotated[float | None, typer.Option("--dampening", help="Of sgd; 0 by default.")] = None,
+    nesterov: Annotated[bool | None, typer.Option("--nesterov", help="Of sgd.", show_default=False)] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option("--clip-norm", help="The largest norm of all gradients together.")
+    ] = None,
+    accumulation_steps: Annotated[
+        int, typer.Option("--accumulation-steps", help="From the gradients of how many runs a step is taken.")
+    ] = 1,
+    output: Output = None,
+    in_place: InPlace = False,
+    force: Force = False,
+    save_as_external_data: External = False,
+    size_threshold: SizeThreshold = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a model a step of training: a batch, parameters and state in, the loss and NAME.updated of each out."""
+    settings: dict[str, Any] = {
+        name: value
+        for name, value in {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "no_weight_decay": no_weight_decay,
+            "betas": betas,
+            "eps": eps,
+            "momentum": momentum,
+            "dampening": dampening,
+            "nesterov": nesterov,
+        }.items()
+        if value is not None
+    }
+    kind = _OPTIMIZERS[optimizer]
+    for name in settings.keys() - {field.name for field in fields(kind)}:
+        raise UsageError(f"--{name.replace('_', '-')} is no setting of {optimizer}; leave it out.")
+    with _usage_errors():
+        passes = differentiation(of, wrt=wrt, loss=loss, label=label, class_axis=class_axis, patterns=True)
+        step = TrainingStepPass(
+            kind(**settings),
+            loss=of if loss is None else LOSS,
+            clip_norm=clip_norm,
+            accumulation_steps=accumulation_steps,
+        )
+    size_threshold = _size_threshold(save_as_external_data, size_threshold)
+    (job,) = jobs(models, output, None, in_place=in_place, force=force, suffix="training")
+    printer = Printer(as_json, quiet, to_stderr=_is_to_stdout([job], size_threshold))
+    request = _Request(0, RTOL, ATOL, {}, size_threshold, dry_run, several=False)
+    printer.data(_rewrite(job, request, [*passes, step], "", printer))
 
 
 @_command(
@@ -485,7 +619,8 @@ def _tell(error: Exception) -> str:
     elif hasattr(error, "format_message"):  # typer's errors of usage have no public base in all of its versions
         context = getattr(error, "ctx", None)
         name = context.command_path if context else "lnbp-onnx"
-        message = re.sub(", unable to parse .*", "", error.format_message()).replace("Input should be", "it must be")
+        message = re.sub("Value error, |, unable to parse .*", "", error.format_message())
+        message = message.replace("Input should be", "it must be")
         sentence = f"{message}{'' if message.endswith(('.', '?')) else '.'} See {name} --help."
     else:
         kind = "Internal error"
@@ -584,7 +719,11 @@ def _rewrite(
         if printer.verbose:
             printer.show(report.scattered_table(data["scattered"]))
         printer.say(f"ScatterND nodes with a reduction rewritten: {len(data['scattered'])}.")
-    if data.get("gradients"):
+    if data.get("gradient_nodes"):
+        printer.say(f"Gradient nodes expanded: {', '.join(map(printable, data['gradient_nodes']))}.")
+    if data.get("parameters"):
+        printer.say(f"Parameters that are trained: {', '.join(map(printable, data['parameters']))}.")
+    elif data.get("gradients"):
         printer.say(f"Gradients: {', '.join(map(printable, data['gradients']))}.")
     if data["nodes"]:
         table = report.fused_table if "missed" in data else report.operators_table

@@ -23,7 +23,16 @@ from lnbp_onnx.graphs.operators import Operator
 from lnbp_onnx.graphs.protos import model_nodes
 from lnbp_onnx.graphs.specialise import specialised_operators
 from lnbp_onnx.node import BackpropNode
-from lnbp_onnx.passes import FuseResult, GradientResult, OrtTrainingResult, ScatterResult, held_training_ops
+from lnbp_onnx.passes import (
+    FuseResult,
+    GradientNodesResult,
+    GradientResult,
+    LossResult,
+    OrtTrainingResult,
+    ScatterResult,
+    TrainingStepResult,
+    held_training_ops,
+)
 from lnbp_onnx.running import native
 from lnbp_onnx.running.compare import Comparison
 from lnbp_onnx.running.session import IN_HOST_MEMORY
@@ -53,8 +62,14 @@ def outcomes(result: ir.passes.PassResult) -> dict[str, Any]:
                 {"node": each.name, "place": each.place, "reduction": each.reduction} for each in result.replaced
             ]
         }
+    if isinstance(result, GradientNodesResult):
+        return {"gradient_nodes": list(result.expanded)} if result.expanded else {}
     if isinstance(result, GradientResult):
         return {"nodes": [], "gradients": list(result.gradients)}
+    if isinstance(result, LossResult):
+        return {"label": result.label}
+    if isinstance(result, TrainingStepResult):
+        return {"nodes": [], "parameters": list(result.parameters), "states": list(result.states)}
     if isinstance(result, FuseResult):
         return {
             "nodes": [

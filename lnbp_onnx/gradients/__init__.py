@@ -8,14 +8,22 @@ inputs. Its docstring is the definition. What ONNX Runtime training has an opera
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import onnx_ir as ir
+
 from lnbp_onnx.gradients import elementwise, layers, products, reductions, shapes
 from lnbp_onnx.gradients.gradient_op import Rule
+from lnbp_onnx.training_ops import MICROSOFT_DOMAIN
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "Abs": elementwise.absolute,
+        "Acos": elementwise.acos,
+        "Acosh": elementwise.acosh,
         "Add": elementwise.add,
+        "Asin": elementwise.asin,
+        "Asinh": elementwise.asinh,
         "Atan": elementwise.atan,
+        "Atanh": elementwise.atanh,
         "AveragePool": layers.average_pool,
         "BatchNormalization": layers.batch_normalization,
         "Cast": elementwise.cast,
@@ -52,6 +60,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "LeakyRelu": elementwise.leaky_relu,
         "Log": elementwise.log,
         "LogSoftmax": reductions.log_softmax,
+        "LpNormalization": reductions.lp_normalization,
         "MatMul": products.matmul,
         "Max": elementwise.extreme,
         "MaxPool": layers.max_pool,
@@ -60,6 +69,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "Mish": elementwise.mish,
         "Mul": elementwise.mul,
         "Neg": elementwise.neg,
+        "NegativeLogLikelihoodLoss": reductions.negative_log_likelihood_loss,
         "PRelu": elementwise.prelu,
         "Pad": shapes.pad,
         "Pow": elementwise.power,
@@ -72,10 +82,13 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "ReduceMax": reductions.reduce_extreme,
         "ReduceMean": reductions.reduce_mean,
         "ReduceMin": reductions.reduce_extreme,
+        "ReduceProd": reductions.reduce_prod,
         "ReduceSum": reductions.reduce_sum,
         "ReduceSumSquare": reductions.reduce_sum_square,
         "Relu": elementwise.relu,
         "Reshape": shapes.reshape,
+        "Resize": layers.resize,
+        "ReverseSequence": shapes.reverse_sequence,
         "ScatterElements": shapes.scatter_elements,
         "ScatterND": shapes.scatter_nd,
         "Selu": elementwise.selu,
@@ -83,6 +96,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "Sin": elementwise.sin,
         "Sinh": elementwise.sinh,
         "Slice": shapes.cut,
+        "SimplifiedLayerNormalization": layers.simplified_layer_normalization,
         "Softmax": reductions.softmax,
         "SoftmaxCrossEntropyLoss": reductions.softmax_cross_entropy_loss,
         "Softplus": elementwise.softplus,
@@ -96,6 +110,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "Tan": elementwise.tan,
         "Tanh": elementwise.tanh,
         "Tile": shapes.tile,
+        "TopK": reductions.top_k,
         "Transpose": shapes.transpose,
         "Trilu": shapes.trilu,
         "Unsqueeze": shapes.reshape,
@@ -104,8 +119,24 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 )
 """The operators of the default domain that have a gradient."""
 
+MICROSOFT_RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        "BiasGelu": elementwise.bias_gelu,
+        "FastGelu": elementwise.fast_gelu,
+        "Gelu": elementwise.gelu,
+        "QuickGelu": elementwise.quick_gelu,
+    }
+)
+"""The operators of the domain com.microsoft that have a gradient."""
+
 EXTRA_OUTPUTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"LayerNormalization": ("mean", "inv_std_dev"), "MaxPool": ("indices",)}
+    {
+        "Dropout": ("mask",),
+        "LayerNormalization": ("mean", "inv_std_dev"),
+        "MaxPool": ("indices",),
+        "SimplifiedLayerNormalization": ("inv_std",),
+        "TopK": ("indices",),
+    }
 )
 """The outputs after the first one that a rule needs of the forward node, and how they are named where it has none."""
 
@@ -118,4 +149,14 @@ CONSTANT = frozenset(
 )
 """Operators through which no gradient passes, by their nature: as in torch, what comes out of them is a constant."""
 
-__all__ = ["CONSTANT", "EXTRA_OUTPUTS", "RULES", "Rule"]
+CONSTANT_INPUTS: Mapping[str, tuple[int, ...]] = MappingProxyType({"Dropout": (1, 2), "Resize": (1, 2)})
+"""Inputs of a floating type that no gradient passes, by their nature."""
+
+
+def rule_of(node: ir.Node) -> Rule | None:
+    """Return the rule of a node's operator, None where it has none."""
+    rules = {"": RULES, MICROSOFT_DOMAIN: MICROSOFT_RULES}.get(node.domain)
+    return None if rules is None else rules.get(node.op_type)
+
+
+__all__ = ["CONSTANT", "CONSTANT_INPUTS", "EXTRA_OUTPUTS", "MICROSOFT_RULES", "RULES", "Rule", "rule_of"]

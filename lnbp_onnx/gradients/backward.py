@@ -1,26 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """The walk backwards over a graph."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from lnbp_onnx.errors import InvalidModelError
-from lnbp_onnx.gradients import CONSTANT, EXTRA_OUTPUTS, RULES
+from lnbp_onnx.gradients import EXTRA_OUTPUTS, rule_of
+from lnbp_onnx.gradients.bodies import body
+from lnbp_onnx.gradients.control_flow import Parts, if_gradient, loop_gradient
+from lnbp_onnx.gradients.dependence import (
+    branches_of,
+    dependent,
+    dependent_in,
+    is_control_flow,
+    iteration_of,
+    passed,
+    passed_in,
+    used,
+)
 from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
-from lnbp_onnx.graphs.inference import info_of, subgraphs_of
+from lnbp_onnx.graphs.inference import declare, info_of, known
+from lnbp_onnx.graphs.inline import nodes_in
 from lnbp_onnx.graphs.operators import name_of
+from lnbp_onnx.graphs.replace import replace_nodes
 from lnbp_onnx.node import TensorInfo
 
 
 class Backward:
-    """The gradients of one value of a graph.
+    """The gradients of values of a graph.
 
     Args:
         graph: The graph, which is given the nodes.
-        infos: What is known of its values.
+        infos: What is known of its values; what is added is added to it.
         opset: The version of the default domain.
         unique_name: Turns a name into one that the graph does not have yet.
+
+    Attributes:
+        infos: As given.
+        unique_name: As given.
+        nodes: What was written, in topological order.
     """
 
     def __init__(
@@ -31,40 +51,78 @@ class Backward:
         unique_name: Callable[[str], str],
     ) -> None:
         self._graph = graph
-        self._infos = infos
+        self.infos = infos
         self._opset = opset
-        self._unique_name = unique_name
-        self._nodes: list[ir.Node] = []
+        self.unique_name = unique_name
+        self.nodes: list[ir.Node] = []
         self._constants: dict[tuple[object, ...], ir.Value] = {}
         self._parts: dict[ir.Value, list[ir.Value]] = {}
 
-    def dependent(self, sources: Sequence[ir.Value]) -> set[ir.Value]:
-        """Return the values that a gradient leads from to the sources."""
-        found = set(sources)
-        for node in self._graph:
-            if (node.domain == "" and node.op_type in CONSTANT) or found.isdisjoint(_operands(node)):
-                continue
-            found.update(output for output in node.outputs if output.name and self.may_have_gradient(output))
-        return found
-
     def sources_of(self, candidates: Sequence[ir.Value], of: ir.Value) -> list[ir.Value]:
         """Return those of the candidates that a gradient of a value leads to."""
-        _, needed = self._passed(self.dependent(candidates), of)
+        _, needed = passed(self._graph, dependent(self._graph, candidates, self.infos), [of], self.infos)
         return [value for value in candidates if value in needed]
 
-    def may_have_gradient(self, value: ir.Value) -> bool:
-        """Return whether a value is of a floating type, 8 bits and less included, or of an unknown one."""
-        element_type = self._infos[value].element_type
-        return element_type is None or ir.DataType(element_type).is_floating_point()
+    def with_bodies(
+        self, of: ir.Value, sources: Sequence[ir.Value], infer: Callable[[], dict[ir.Value, TensorInfo]]
+    ) -> ir.Value:
+        """Write out the nodes without a rule that a gradient passes, as far as others define them.
 
-    def nodes_between(self, dependent: set[ir.Value], of: ir.Value) -> list[ir.Node]:
-        """Return the nodes that a gradient of `of` passes, last first.
+        Args:
+            of: The value to differentiate.
+            sources: What it is differentiated by.
+            infer: Returns what is known of the graph's values.
+
+        Returns:
+            The value to differentiate, which may come from another node now.
+        """
+        assumed: dict[ir.Value, TensorInfo] = {}
+        while True:
+            found = dependent(self._graph, sources, self.infos)
+            nodes, _ = passed(self._graph, found, [of], self.infos)
+            known_before = len(assumed)
+            assumed |= self._shapes_kept(nodes_in(nodes))
+            without_rule = self._uncovered(self._graph, found, [of])
+            bodies = [body(node, self.infos, self._opset, self.unique_name) for node in without_rule]
+            replacements = [each for each in bodies if each is not None]
+            if not replacements and len(assumed) == known_before:
+                return of
+            renewed = {
+                old: new for each in replacements for old, new in zip(each.node.outputs, each.outputs, strict=False)
+            }
+            replace_nodes(replacements)
+            of = renewed.get(of) or of
+            declared = {value: info_of(value) for value in assumed}
+            for value, info in assumed.items():
+                declare(value, info)
+            self.infos.update(infer())
+            for value, info in declared.items():
+                declare(value, info)
+
+    def _shapes_kept(self, nodes: Iterable[ir.Node]) -> dict[ir.Value, TensorInfo]:
+        """Return what loops do not declare of the shapes that they carry, which stay as they are at the begin."""
+        found: dict[ir.Value, TensorInfo] = {}
+        for node in nodes:
+            if node.domain == "" and node.op_type == "Loop":
+                for state in iteration_of(node).states:
+                    info = known(state.operand, self.infos)
+                    if known(state.before, self.infos).shape is None and info.shape is not None:
+                        found[state.before] = info
+        return found
+
+    def write(self, of: ir.Value, seed: ir.Value, sources: Sequence[ir.Value], names: Sequence[str]) -> list[ir.Value]:
+        """Write the gradients of the sources into the graph, and return them.
+
+        Args:
+            of: The value to differentiate.
+            seed: Its own gradient.
+            sources: What to differentiate by.
+            names: How to call the gradients.
 
         Raises:
-            InvalidModelError: Where some have no rule; all of them are named.
+            InvalidModelError: Where a node cannot be differentiated; all such nodes are named.
         """
-        nodes, _ = self._passed(dependent, of)
-        uncovered = [node for node in reversed(nodes) if node.domain != "" or node.op_type not in RULES]
+        uncovered = self._uncovered(self._graph, dependent(self._graph, sources, self.infos), [of])
         if uncovered:
             listed = "; ".join(
                 f"{node.domain + '::' if node.domain else ''}{node.op_type} node {name_of(node)!r} "
@@ -75,36 +133,39 @@ class Backward:
                 f"The gradient of {of.name!r} passes operators whose gradients are not covered: {listed} (write them "
                 "in the operators of docs/training.md, or leave what is before them out of wrt)."
             )
-        return nodes
+        gradients, found = [], self.gradients([(of, seed)], sources)
+        own = {output for node in self.nodes for output in node.outputs}
+        for source, name, gradient in zip(sources, names, found, strict=True):
+            if gradient is None:
+                raise InvalidModelError(
+                    f"{of.name!r} does not depend on {source.name!r} in a way that has a gradient (leave it out)."
+                )
+            gradients.append(self._named(gradient, source, name, own))
+        self._graph.extend(used(self.nodes, gradients))
+        return gradients
 
-    def write(self, of: ir.Value, seed: ir.Value, sources: Sequence[ir.Value]) -> list[ir.Value]:
-        """Write the gradients of the sources into the graph, and return them.
+    def gradients(self, seeds: Parts, sources: Sequence[ir.Value]) -> list[ir.Value | None]:
+        """Write the gradients of sources by those of other values, and return them; None for one that has none.
 
         Raises:
             InvalidModelError: Where a node cannot be differentiated; all such nodes are named.
         """
-        dependent = self.dependent(sources)
-        nodes = self.nodes_between(dependent, of)
-        self._parts[of] = [seed]
+        found = dependent(self._graph, sources, self.infos)
+        nodes, _ = passed(self._graph, found, [value for value, _ in seeds], self.infos)
+        self._add(seeds)
         refusals = []
         for node in nodes:
             try:
-                self._differentiate(node, dependent)
+                self._differentiate(node, found)
             except InvalidModelError as error:
                 refusals.append(str(error))
         if refusals:
             raise InvalidModelError("\n".join(refusals))
-        gradients = []
-        for source in sources:
-            gradient = self._total(source)
-            if gradient is None:
-                raise InvalidModelError(
-                    f"{of.name!r} does not depend on {source.name!r} in a way that has a gradient (leave it out of "
-                    "wrt)."
-                )
-            gradients.append(self._named(gradient, source))
-        self._graph.extend(_used(self._nodes, gradients))
-        return gradients
+        return [self._total(source) for source in sources]
+
+    def nested(self, graph: ir.Graph) -> "Backward":
+        """Return the walk over a subgraph."""
+        return Backward(graph, self.infos, self._opset, self.unique_name)
 
     def scalar_one(self, of: ir.Value) -> ir.Value:
         """Return the gradient of a value of one element by itself.
@@ -112,105 +173,114 @@ class Backward:
         Raises:
             InvalidModelError: Where it may have more elements.
         """
-        shape = self._infos[of].shape
+        shape = self.infos[of].shape
         if shape is None or any(dim != 1 for dim in shape):
             found = "of an unknown shape" if shape is None else f"of shape {list(shape)}"
             raise InvalidModelError(
                 f"of: {of.name!r} is {found}; without a seed it must be a scalar (reduce it to one, declare its shape, "
                 f"or give seed={str(of.name) + '.seed'!r})."
             )
-        producer = of.producer()
+        op = self._op_at(of)
+        return op.constant(np.ones([1] * len(shape)), op.element_type(of))
+
+    def ones(self, of: ir.Value) -> ir.Value:
+        """Return the gradient of the sum of a value's elements by the value."""
+        op = self._op_at(of)
+        one = op.constant(1.0, op.element_type(of))
+        return one if self.infos[of].shape == () else op.op("Expand", one, op.shape_of(of))
+
+    def _op_at(self, value: ir.Value) -> GradientOp:
+        """Return a writer for what belongs to a value that a node computes."""
+        producer = value.producer()
         assert producer is not None
-        op = self._op(producer, [None] * len(producer.outputs), [])
-        one: list[object] = [1.0]
-        for _ in shape[1:]:
-            one = [one]
-        return op.constant(one if shape else 1.0, op.element_type(of))
+        return self.op(producer, [None] * len(producer.outputs), [])
 
-    def _passed(self, dependent: set[ir.Value], of: ir.Value) -> tuple[list[ir.Node], set[ir.Value]]:
-        """Return the nodes that a gradient of `of` passes, last first, and the values that it leads to."""
-        needed, nodes = {of}, []
-        for node in reversed(self._graph):
-            if any(output in needed and output in dependent for output in node.outputs):
-                operands = [value for value in _operands(node) if value in dependent]
-                if operands:
-                    nodes.append(node)
-                    needed.update(operands)
-        return nodes, needed
-
-    def _op(self, node: ir.Node, deltas: Sequence[ir.Value | None], wanted: Sequence[bool]) -> GradientOp:
-        op = GradientOp(node, deltas, wanted, self._infos, self._opset, self._unique_name)
-        op.nodes, op._constants = self._nodes, self._constants
+    def op(self, node: ir.Node, deltas: Sequence[ir.Value | None], wanted: Sequence[bool]) -> GradientOp:
+        """Return the writer of the gradients of a node's inputs."""
+        op = GradientOp(node, deltas, wanted, self.infos, self._opset, self.unique_name)
+        op.nodes, op.constants = self.nodes, self._constants
         return op
 
-    def _differentiate(self, node: ir.Node, dependent: set[ir.Value]) -> None:
+    def _uncovered(self, graph: ir.Graph, found: set[ir.Value], results: Iterable[ir.Value]) -> list[ir.Node]:
+        """Return the nodes without a rule that gradients of results pass, in subgraphs, too."""
+        nodes, needed = passed(graph, found, results, self.infos)
+        uncovered: list[ir.Node] = []
+        for node in reversed(nodes):
+            if not is_control_flow(node):
+                uncovered += [node] if rule_of(node) is None else []
+            elif node.op_type == "If":
+                for branch in branches_of(node):
+                    pairs = zip(node.outputs, branch.outputs, strict=True)
+                    inner = dependent(branch, found, self.infos)
+                    uncovered += self._uncovered(branch, inner, [value for output, value in pairs if output in needed])
+            else:
+                iteration = iteration_of(node)
+                inner = dependent_in(iteration, found, self.infos)
+                _, led_to, _ = passed_in(iteration, inner, needed, self.infos)
+                uncovered += self._uncovered(iteration.body, inner, led_to)
+        return uncovered
+
+    def _differentiate(self, node: ir.Node, found: set[ir.Value]) -> None:
         deltas = [self._total(output) for output in node.outputs]
         if all(delta is None for delta in deltas):
             return
         self._complete(node)
         deltas += [None] * (len(node.outputs) - len(deltas))
-        wanted = [value is not None and value in dependent for value in node.inputs]
-        gradients: Gradients = RULES[node.op_type](self._op(node, deltas, wanted))
-        for value, gradient, is_wanted in zip(node.inputs, gradients, wanted, strict=False):
-            if value is not None and gradient is not None and is_wanted:
-                self._parts.setdefault(value, []).append(gradient)
+        wanted = [value is not None and value in found for value in node.inputs]
+        op = self.op(node, deltas, wanted)
+        if is_control_flow(node):
+            self._add((if_gradient if node.op_type == "If" else loop_gradient)(op, self, found))
+            return
+        rule = rule_of(node)
+        assert rule is not None
+        gradients: Gradients = rule(op)
+        self._add(
+            [
+                (value, gradient)
+                for value, gradient, is_wanted in zip(node.inputs, gradients, wanted, strict=False)
+                if value is not None and gradient is not None and is_wanted
+            ]
+        )
+
+    def _add(self, parts: Parts) -> None:
+        for value, gradient in parts:
+            self._parts.setdefault(value, []).append(gradient)
 
     def _total(self, value: ir.Value) -> ir.Value | None:
         """Return the sum of a value's gradients."""
         parts = self._parts.get(value, [])
         if len(parts) < 2:
             return parts[0] if parts else None
-        total = ir.Value(name=self._unique_name(f"{value.name}.grad_sum"), type=parts[0].type or value.type)
-        self._nodes.append(ir.Node("", "Sum", parts, outputs=[total], name=total.name))
+        total = ir.Value(name=self.unique_name(f"{value.name}.grad_sum"), type=parts[0].type or value.type)
+        self.nodes.append(ir.Node("", "Sum", parts, outputs=[total], name=total.name))
         self._parts[value] = [total]
         return total
 
-    def _named(self, gradient: ir.Value, source: ir.Value) -> ir.Value:
-        info = self._infos[source]
+    def _named(self, gradient: ir.Value, source: ir.Value, name: str, own: set[ir.Value]) -> ir.Value:
+        """Return a source's gradient under a name; `own` are the values that can be given one."""
+        info = self.infos[source]
         assert info.element_type is not None
-        name = f"{source.name}.grad"
-        if self._unique_name(name) != name:
-            raise InvalidModelError(f"The model has the name {name!r}, which the gradient needs (rename it).")
-        output = ir.Value(
-            name=name,
-            type=ir.TensorType(ir.DataType(info.element_type)),
-            shape=None if info.shape is None else ir.Shape(info.shape),
-        )
-        self._nodes.append(ir.Node("", "Identity", [gradient], outputs=[output], name=name))
+        if gradient in own:
+            own.remove(gradient)
+            output = gradient
+        else:
+            node = ir.Node("", "Identity", [gradient], name=name)
+            self.nodes.append(node)
+            output = node.outputs[0]
+        output.name = name
+        output.type = ir.TensorType(ir.DataType(info.element_type))
+        output.shape = None if info.shape is None else ir.Shape(info.shape)
         return output
 
     def _complete(self, node: ir.Node) -> None:
         """Give a forward node the outputs that its rule needs."""
         steps = EXTRA_OUTPUTS.get(node.op_type)
-        if steps is None:
+        if steps is None or (node.op_type == "Dropout" and len(node.inputs) < 3):
             return
         given = len(node.outputs)
         node.resize_outputs(max(given, len(steps) + 1))
         for output, step in zip(node.outputs[1:], steps, strict=False):
             if not output.name:
-                output.name = self._unique_name(f"{name_of(node)}/{step}")
+                output.name = self.unique_name(f"{name_of(node)}/{step}")
         for output in node.outputs[given:]:
-            self._infos[output] = info_of(output)
-
-
-def _operands(node: ir.Node) -> list[ir.Value]:
-    """Return what a node reads, its subgraphs included."""
-    operands = [value for value in node.inputs if value is not None]
-    for _, subgraphs in subgraphs_of(node):
-        for subgraph in subgraphs:
-            operands += [value for inner in subgraph.all_nodes() for value in inner.inputs if value is not None]
-            operands += [value for each in (subgraph, *subgraph.subgraphs()) for value in each.outputs]
-    return operands
-
-
-def _used(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> list[ir.Node]:
-    """Return the nodes that the outputs come from; the others are cut off."""
-    needed, used = set(outputs), []
-    for node in reversed(nodes):
-        if needed.isdisjoint(node.outputs):
-            for index in range(len(node.inputs)):
-                node.replace_input_with(index, None)
-        else:
-            needed.update(value for value in _operands(node))
-            used.append(node)
-    return used[::-1]
+            self.infos[output] = info_of(output)

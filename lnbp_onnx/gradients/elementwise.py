@@ -85,6 +85,36 @@ def atan(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
 
 
 @_times
+def asin(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
+    """dY / sqrt(1 - X * X)."""
+    return g.op("Reciprocal", g.op("Sqrt", g.op("Sub", g.number(1.0), g.op("Mul", x, x))))
+
+
+@_times
+def acos(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
+    """-dY / sqrt(1 - X * X)."""
+    return g.op("Neg", g.op("Reciprocal", g.op("Sqrt", g.op("Sub", g.number(1.0), g.op("Mul", x, x)))))
+
+
+@_times
+def asinh(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
+    """dY / sqrt(X * X + 1)."""
+    return g.op("Reciprocal", g.op("Sqrt", g.op("Add", g.op("Mul", x, x), g.number(1.0))))
+
+
+@_times
+def acosh(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
+    """dY / sqrt(X * X - 1)."""
+    return g.op("Reciprocal", g.op("Sqrt", g.op("Sub", g.op("Mul", x, x), g.number(1.0))))
+
+
+@_times
+def atanh(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
+    """dY / (1 - X * X)."""
+    return g.op("Reciprocal", g.op("Sub", g.number(1.0), g.op("Mul", x, x)))
+
+
+@_times
 def sinh(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
     """dY * cosh(X)."""
     return g.op("Cosh", x)
@@ -163,6 +193,30 @@ def gelu(g: GradientOp) -> Gradients:
     return g.training_op(op_type, g.dy, g.input(0), like=g.if_wanted(0))
 
 
+def quick_gelu(g: GradientOp) -> Gradients:
+    """For X * s with s = sigmoid(alpha * X): dY * s * (1 + alpha * X * (1 - s))."""
+    return g.training_op("QuickGeluGrad", g.dy, g.input(0), like=g.if_wanted(0))
+
+
+def bias_gelu(g: GradientOp) -> Gradients:
+    """Gelu's of the sum of both inputs."""
+    return _with_bias(g, "BiasGeluGrad_dX")
+
+
+def fast_gelu(g: GradientOp) -> Gradients:
+    """Gelu's with approximate = tanh, of the sum of both inputs where there are two."""
+    if g.optional_input(1) is None:
+        return g.training_op("FastGeluGrad", g.dy, g.input(0), like=g.if_wanted(0))
+    return _with_bias(g, "BiasFastGeluGrad_dX")
+
+
+def _with_bias(g: GradientOp, op_type: str) -> Gradients:
+    x, bias = g.input(0), g.input(1)
+    (dx,) = g.training_op(op_type, g.dy, x, bias, like=[x])
+    assert dx is not None
+    return [dx, g.unbroadcast(dx, bias) if g.wants(1) else None]
+
+
 def _exponential(g: GradientOp, alpha: float, gamma: float) -> Gradients:
     slope = g.op("Mul", g.number(alpha * gamma), g.op("Exp", g.input(0)))
     positive = g.compare("Greater", g.input(0), g.number(0.0))
@@ -187,14 +241,18 @@ def selu(g: GradientOp) -> Gradients:
 
 
 def clip(g: GradientOp) -> Gradients:
-    """dY where min <= X <= max, else 0."""
-    g.refuse_gradient(1, 2)
-    x, result = g.input(0), g.dy
+    """dY where min <= X <= max, else 0; for the bounds the sum of dY where X is beyond them."""
+    x, dx, zero = g.input(0), g.dy, g.number(0.0)
+    bounds: list[ir.Value | None] = []
     for index, op_type in ((1, "Less"), (2, "Greater")):
         bound = g.optional_input(index)
-        if bound is not None:
-            result = g.where(g.compare(op_type, x, bound), g.number(0.0), result)
-    return [result]
+        if bound is None:
+            bounds.append(None)
+            continue
+        beyond = g.compare(op_type, x, bound)
+        bounds.append(g.op("ReduceSum", g.where(beyond, g.dy, zero), keepdims=0) if g.wants(index) else None)
+        dx = g.where(beyond, zero, dx)
+    return [dx, *bounds]
 
 
 def prelu(g: GradientOp) -> Gradients:
@@ -310,15 +368,19 @@ def cast(g: GradientOp) -> Gradients:
 
 
 def dropout(g: GradientOp) -> Gradients:
-    """dY, in training dY / (1 - ratio) where the mask is set; then training_mode must be a constant."""
+    """dY, in training dY / (1 - ratio) where the mask is set."""
     training = g.optional_input(2)
     if training is None:
         return [g.dy]
     tensor = g.known_tensor(training)
-    if tensor is None:
-        g.refuse("its training_mode is computed at run time; it must be a constant (fix it)")
-    if not tensor.numpy().reshape(-1)[0]:
+    if tensor is not None and not tensor.numpy().reshape(-1)[0]:
         return [g.dy]
-    if len(g.node.outputs) < 2 or not g.node.outputs[1].name:
-        g.refuse("it is in training mode without its output mask; the gradient needs it (give it a name)")
-    return g.training_op("DropoutGrad", g.dy, g.node.outputs[1], g.optional_input(1), like=g.if_wanted(0))
+    mask, ratio = g.node.outputs[1], g.optional_input(1)
+    if tensor is not None:
+        return g.training_op("DropoutGrad", g.dy, mask, ratio, like=g.if_wanted(0))
+    # Out of training the mask is set everywhere.
+    (dy,) = g.computed(g.dy)
+    dropped = g.scalar_like(0.5, dy) if ratio is None else g.cast(ratio, g.element_type(dy))
+    one = g.scalar_like(1.0, dy)
+    kept = g.where(training, g.op("Sub", one, dropped), one)
+    return [g.cast(g.where(mask, g.op("Div", dy, kept), g.scalar_like(0.0, dy)), g.element_type(g.input(0)))]

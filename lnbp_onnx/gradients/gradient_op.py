@@ -7,9 +7,11 @@ from typing import Any, TypeAlias
 import onnx_ir as ir
 
 from lnbp_onnx.graphs.inference import constant_tensor
+from lnbp_onnx.graphs.operators import name_of
 from lnbp_onnx.node import TensorInfo
 from lnbp_onnx.training_ops import REWRITINGS, TrainingOp
 from lnbp_onnx.training_ops.broadcasting import summed_to
+from lnbp_onnx.training_ops.training_op import compute_type
 
 Gradients: TypeAlias = Sequence[ir.Value | None]
 """The gradients of a node's inputs, None for one that has none or is not wanted. Trailing ones may be left out."""
@@ -18,6 +20,9 @@ Rule: TypeAlias = Callable[["GradientOp"], Gradients]
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 """What has a gradient."""
+
+
+_NEWER_OPSET = "convert the model with onnx.version_converter"
 
 
 class GradientOp(TrainingOp):
@@ -37,7 +42,7 @@ class GradientOp(TrainingOp):
         opset: int,
         unique_name: Callable[[str], str],
     ) -> None:
-        super().__init__(node, infos, opset, unique_name)
+        super().__init__(node, infos, opset, unique_name, _NEWER_OPSET)
         self.deltas = deltas
         self._wanted = wanted
 
@@ -97,6 +102,11 @@ class GradientOp(TrainingOp):
             return self.ints(*(dim for dim in shape if isinstance(dim, int)))
         return self.shape(value)
 
+    def zeros_like(self, value: ir.Value) -> ir.Value:
+        """Return zeros of the type and shape of a forward value."""
+        element_type = self.element_type(value)
+        return self.cast(self.filled(self.shape_of(value), 0.0, compute_type(element_type)), element_type)
+
     def shaped_like(self, value: ir.Value, like: ir.Value) -> ir.Value:
         """Return a gradient in the shape of a forward value with as many elements."""
         return self.reshape(value, self.shape_of(like), shape=self.info(like).shape)
@@ -128,9 +138,11 @@ class GradientOp(TrainingOp):
                 infos[output] = self.info(value)
         given = {name: attribute for name, attribute in self.node.attributes.items() if name not in attributes}
         added = [ir.convenience.convert_attribute(*each) for each in attributes.items()]
-        node = ir.Node("", op_type, inputs, [*given.values(), *added], outputs=outputs, name=self.node.name)
-        op = TrainingOp(node, infos, self.opset, self._unique_name)
-        op.subject, op.nodes, op.steps, op._constants = self.subject, self.nodes, self.steps, self._constants
+        # The forward node keeps its name.
+        name = self._unique_name(f"{name_of(self.node)}/{op_type}")
+        node = ir.Node("", op_type, inputs, [*given.values(), *added], outputs=outputs, name=name)
+        op = TrainingOp(node, infos, self.opset, self._unique_name, _NEWER_OPSET)
+        op.subject, op.nodes, op.steps, op.constants = self.subject, self.nodes, self.steps, self.constants
         try:
             results = REWRITINGS[op_type](op)
         finally:

@@ -6,6 +6,7 @@ import onnx_ir as ir
 from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
 
 _SCALE_OF_CHANNELS_OPSET = 21
+_TRAINING_MODE_OPSET = 14
 
 
 def layer_normalization(g: GradientOp) -> Gradients:
@@ -30,16 +31,23 @@ def rms_normalization(g: GradientOp) -> Gradients:
     return g.training_op("SimplifiedLayerNormalizationGrad", g.dy, x, scale, inv_std, like=like, axis=axis)
 
 
-def batch_normalization(g: GradientOp) -> Gradients:
-    """For fixed statistics dX = dY * scale / std, dscale = sum(dY * xhat), dB = sum(dY); else BatchNormalizationGrad's.
+def simplified_layer_normalization(g: GradientOp) -> Gradients:
+    """RMSNormalization's, as ONNX Runtime's optimiser writes it for older opsets."""
+    like, inv_std = g.if_wanted(0, 1), g.node.outputs[1]
+    return g.training_op("SimplifiedLayerNormalizationGrad", g.dy, g.input(0), g.input(1), inv_std, like=like)
 
+
+def batch_normalization(g: GradientOp) -> Gradients:
+    """BatchNormalizationGrad's in training; of given statistics dX = dY * scale / std and dmean = -sum(dX).
+
+    Then dB = sum(dY), dscale = sum(dY * xhat), dvar = -dscale * scale / (2 std * std), with std * std = var + epsilon.
     The sums are over all axes but the channels.
     """
-    g.refuse_gradient(3, 4)
-    x, scale, dy = g.input(0), g.input(1), g.dy
-    rank = g.rank(x)
+    given = [g.input(index) for index in range(5)]
+    x, dy = g.computed(given[0], g.dy)
+    rank, element_type = g.rank(given[0]), g.element_type(x)
     axes = [axis for axis in range(rank) if axis != 1]
-    epsilon = g.number(g.attribute("epsilon", 1e-5))
+    epsilon = g.scalar_like(g.attribute("epsilon", 1e-5), x)
 
     def column(value: ir.Value) -> ir.Value:
         return g.op("Reshape", value, g.ints(*(-1 if axis == 1 else 1 for axis in range(1, rank))))
@@ -47,23 +55,32 @@ def batch_normalization(g: GradientOp) -> Gradients:
     def inverse(variance: ir.Value) -> ir.Value:
         return g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, epsilon)))
 
+    if g.opset < _TRAINING_MODE_OPSET and any(output.name for output in g.node.outputs[1:]):
+        g.refuse_opset(_TRAINING_MODE_OPSET, "it is in training mode, as its outputs tell, which has a gradient")
     if g.attribute("training_mode", 0):
         mean = g.reduce("ReduceMean", x, axes, keepdims=False)
         centred = g.op("Sub", x, column(mean))
         inv_std = inverse(g.reduce("ReduceMean", g.op("Mul", centred, centred), axes, keepdims=False))
         like = g.if_wanted(0, 1, 2)
-        return g.training_op("BatchNormalizationGrad", dy, x, scale, mean, inv_std, like=like)
-    element_type, parameter_type = g.element_type(x), g.element_type(scale)
-    scale, mean, variance = (g.cast(value, element_type) for value in (scale, g.input(3), g.input(4)))
+        return g.training_op("BatchNormalizationGrad", g.dy, given[0], given[1], mean, inv_std, like=like)
+    scale, mean, variance = (g.cast(given[index], element_type) for index in (1, 3, 4))
     inv_std = inverse(variance)
-    dx = g.op("Mul", dy, column(g.op("Mul", scale, inv_std))) if g.wants(0) else None
-    dscale = dbias = None
-    if g.wants(1):
-        xhat = g.op("Mul", g.op("Sub", x, column(mean)), column(inv_std))
-        dscale = g.cast(g.reduce("ReduceSum", g.op("Mul", dy, xhat), axes, keepdims=False), parameter_type)
-    if g.wants(2):
-        dbias = g.cast(g.reduce("ReduceSum", dy, axes, keepdims=False), parameter_type)
-    return [dx, dscale, dbias]
+    slope = g.op("Mul", scale, inv_std)
+    xhat = g.op("Mul", g.op("Sub", x, column(mean)), column(inv_std))
+    dbias = g.reduce("ReduceSum", dy, axes, keepdims=False)
+    dscale = g.reduce("ReduceSum", g.op("Mul", dy, xhat), axes, keepdims=False)
+    half = g.op("Mul", g.scalar_like(-0.5, x), g.op("Mul", slope, inv_std))
+    gradients = [
+        g.op("Mul", dy, column(slope)),
+        dscale,
+        dbias,
+        g.op("Neg", g.op("Mul", dbias, slope)),
+        g.op("Mul", dscale, half),
+    ]
+    return [
+        g.cast(gradient, g.element_type(value)) if g.wants(index) else None
+        for index, (gradient, value) in enumerate(zip(gradients, given, strict=True))
+    ]
 
 
 def instance_normalization(g: GradientOp) -> Gradients:
@@ -74,36 +91,43 @@ def instance_normalization(g: GradientOp) -> Gradients:
 def group_normalization(g: GradientOp) -> Gradients:
     """With g = dY * scale: (g - mean(g) - xhat * mean(g * xhat)) / std in each group; sum(dY * xhat), sum(dY).
 
-    From opset 21 on, where scale and bias are the channels'.
+    Scale and bias are the channels', the groups' before opset 21.
     """
-    if g.opset < _SCALE_OF_CHANNELS_OPSET:
-        g.refuse_opset(_SCALE_OF_CHANNELS_OPSET, "its scale and bias are the channels', whose gradients can be written")
     return _grouped(g, g.attribute("num_groups", 1))
 
 
 def _grouped(g: GradientOp, groups: int) -> Gradients:
     """Return the gradients of a normalisation in groups of channels; 0 is as many as there are channels."""
-    x, scale, dy = g.input(0), g.input(1), g.dy
-    rank, rows_shape = g.rank(x), g.ints(0, groups, -1)
-    others = [axis for axis in range(rank) if axis != 1]
+    given = g.input(0), g.input(1), g.dy
+    x, scale, dy = g.computed(*given)
+    rank = g.rank(given[0])
+    of_groups = groups > 0 and g.opset < _SCALE_OF_CHANNELS_OPSET
+    rows_shape = g.ints(0, groups, -1)
     rows = g.op("Reshape", x, rows_shape)
     centred = g.op("Sub", rows, g.reduce("ReduceMean", rows, [2], keepdims=True))
     variance = g.reduce("ReduceMean", g.op("Mul", centred, centred), [2], keepdims=True)
-    inv_std = g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, g.number(g.attribute("epsilon", 1e-5)))))
+    epsilon = g.scalar_like(g.attribute("epsilon", 1e-5), rows)
+    inv_std = g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, epsilon)))
     xhat = g.op("Mul", centred, inv_std)
+    # Both of what a scale belongs to: a group, or a channel.
+    axes = [0, 2] if of_groups else [axis for axis in range(rank) if axis != 1]
+    if of_groups:
+        dy, shaped_xhat = g.op("Reshape", dy, rows_shape), xhat
+    else:
+        shaped_xhat = g.shaped_like(xhat, given[0])
     dx = dscale = dbias = None
     if g.wants(0):
-        column = g.op("Reshape", scale, g.ints(*[-1 if axis == 1 else 1 for axis in range(1, rank)]))
+        column = g.op("Reshape", scale, g.ints(*[-1] + [1] * (1 if of_groups else rank - 2)))
         scaled = g.op("Reshape", g.op("Mul", dy, column), rows_shape)
         rest = g.op("Sub", scaled, g.reduce("ReduceMean", scaled, [2], keepdims=True))
         mean = g.reduce("ReduceMean", g.op("Mul", scaled, xhat), [2], keepdims=True)
         rest = g.op("Sub", rest, g.op("Mul", xhat, mean))
-        dx = g.shaped_like(g.op("Mul", inv_std, rest), x)
+        dx = g.shaped_like(g.op("Mul", inv_std, rest), given[0])
     if g.wants(1):
-        dscale = g.reduce("ReduceSum", g.op("Mul", dy, g.shaped_like(xhat, x)), others, keepdims=False)
+        dscale = g.reduce("ReduceSum", g.op("Mul", dy, shaped_xhat), axes, keepdims=False)
     if g.wants(2):
-        dbias = g.reduce("ReduceSum", dy, others, keepdims=False)
-    return [dx, dscale, dbias]
+        dbias = g.reduce("ReduceSum", dy, axes, keepdims=False)
+    return [None if value is None else g.cast(value, g.element_type(*given)) for value in (dx, dscale, dbias)]
 
 
 def conv(g: GradientOp) -> Gradients:
@@ -143,3 +167,10 @@ def global_max_pool(g: GradientOp) -> Gradients:
     axes = list(range(2, g.rank(x)))
     hits = g.cast(g.compare("Equal", x, g.node.outputs[0]), g.element_type(x))
     return [g.op("Mul", hits, g.op("Div", g.dy, g.reduce("ReduceSum", hits, axes, keepdims=True)))]
+
+
+def resize(g: GradientOp) -> Gradients:
+    """dY times the matrix of each axis, by which Resize is linear in X."""
+    g.refuse_gradient(1, 2)
+    x, dy = g.input(0), g.dy
+    return g.training_op("ResizeGrad", dy, x, g.optional_input(1), g.optional_input(2), like=g.if_wanted(0))

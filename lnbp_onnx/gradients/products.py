@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products of matrices."""
 
+import string
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
+from lnbp_onnx.node import Dim
 from lnbp_onnx.training_ops.broadcasting import summed_to
 
 
@@ -15,6 +19,12 @@ def matmul(g: GradientOp) -> Gradients:
         return [
             g.op("Gemm", dy, b, transB=1) if g.wants(0) else None,
             g.op("Gemm", a, dy, transA=1) if g.wants(1) else None,
+        ]
+    if ranks[1] == 2 and ranks[0] > 2:
+        flat = _matrix(g, dy, b, 1)
+        return [
+            g.shaped_like(g.op("Gemm", flat, b, transB=1), a) if g.wants(0) else None,
+            g.op("Gemm", _matrix(g, a, b, 0), flat, transA=1) if g.wants(1) else None,
         ]
     # A vector is a matrix of one row or column.
     left = g.unsqueeze(a, 0) if ranks[0] == 1 else a
@@ -40,20 +50,23 @@ def matmul(g: GradientOp) -> Gradients:
             da = summed_to(g, da, a, tuple(rows), None if batch is None else (*batch, *rows[-2:]))
     if g.wants(1):
         columns = shapes[1] if ranks[1] > 1 else [*shapes[1], 1]
-        if ranks[1] <= 2 and ranks[0] > 2:
-            width = g.part(g.shape_of(right), 0, 1), g.part(g.shape_of(right), 1, 2)
-            db = g.op(
-                "Gemm",
-                g.op("Reshape", left, g.joined(g.ints(-1), width[0])),
-                g.op("Reshape", dy, g.joined(g.ints(-1), width[1])),
-                transA=1,
-            )
+        if ranks[1] == 1 and ranks[0] > 2:
+            db = g.op("Gemm", _matrix(g, a, b, 0), g.op("Reshape", dy, g.ints(-1, 1)), transA=1)
         else:
             db = g.op("MatMul", _transposed(g, left, max(ranks[0], 2)), dy)
             db = summed_to(g, db, right, tuple(columns), None if batch is None else (*batch, *columns[-2:]))
         if ranks[1] == 1:
             db = g.squeeze(db, -1)
     return [da, db]
+
+
+def _matrix(g: GradientOp, value: ir.Value, like: ir.Value, axis: int) -> ir.Value:
+    """Return a value as a matrix, with as many columns as another one's axis is long."""
+    shape = g.info(like).shape
+    length = shape[axis] if shape is not None else None
+    if isinstance(length, int):
+        return g.op("Reshape", value, g.ints(-1, length))
+    return g.op("Reshape", value, g.joined(g.ints(-1), g.part(g.shape(like), axis, axis + 1)))
 
 
 def _batch(g: GradientOp, ranks: list[int]) -> list[int | str | None] | None:
@@ -91,41 +104,90 @@ def gemm(g: GradientOp) -> Gradients:
 
 
 def einsum(g: GradientOp) -> Gradients:
-    """Of one or two operands: dY and the other operand, summed to the letters of the one.
+    """dY and the other operands, summed to the letters of the one; 0 off the diagonal of a letter that it repeats.
 
-    The gradient is expanded along letters that only this operand has.
+    The gradient is expanded along letters that only this operand has, and summed along those of which it has one.
     """
     equation = str(g.attribute("equation", "")).replace(" ", "")
-    operands, arrow, result = equation.partition("->")
-    terms = operands.split(",")
-    if not arrow:
-        letters = operands.replace(",", "")
-        result = "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
-    if len(terms) > 2 or "." in equation or any(len(set(term)) < len(term) for term in (*terms, result)):
-        g.refuse(f"its equation is {equation!r}; one or two operands without ellipses and repeated letters are covered")
-    _refuse_broadcast(g, terms)
+    terms, result = _terms(g, equation)
+    operands = [g.input(index) for index in range(len(terms))]
     gradients: list[ir.Value | None] = []
-    for index, term in enumerate(terms):
+    for index, (term, operand) in enumerate(zip(terms, operands, strict=True)):
         if not g.wants(index):
             gradients.append(None)
             continue
-        others = [(terms[1 - index], g.input(1 - index))] if len(terms) == 2 else []
-        factors = [(result, g.dy), *others]
-        kept = "".join(letter for letter in term if any(letter in letters for letters, _ in factors))
-        lefts = ",".join(letters for letters, _ in factors)
+        others = [(terms[i], each) for i, each in enumerate(operands) if i != index]
+        lengths = _lengths(g, [(result, g.node.outputs[0]), *others])
+        letters, eyes = _distinct(g, equation, term, operand)
+        factors = [(result, g.dy), *others, *eyes]
+        kept = "".join(letter for letter in letters if any(letter in each for each, _ in factors))
+        lefts = ",".join(each for each, _ in factors)
         value = g.op("Einsum", *(factor for _, factor in factors), equation=f"{lefts}->{kept}")
-        for axis, letter in enumerate(term):
+        for axis, letter in enumerate(letters):
             if letter not in kept:
                 value = g.unsqueeze(value, axis)
-        if kept != term:
-            value = g.op("Expand", value, g.shape_of(g.input(index)))
-        gradients.append(value)
+        shape = g.info(operand).shape
+        own: Sequence[Dim] = shape or [None] * len(letters)
+        of_value = [lengths.get(letter, dim) for letter, dim in zip(letters, own, strict=True)]
+        may_be_longer = any(
+            dim != 1 and (dim is None or dim != length) for dim, length in zip(own, of_value, strict=True)
+        )
+        if kept != letters or may_be_longer:
+            value = g.op("Expand", value, g.shape_of(operand))
+            of_value = [dim if length == 1 else length for dim, length in zip(own, of_value, strict=True)]
+        gradients.append(summed_to(g, value, operand, shape, of_value))
     return gradients
 
 
-def _refuse_broadcast(g: GradientOp, terms: list[str]) -> None:
-    lengths: dict[str, int] = {}
+def _terms(g: GradientOp, equation: str) -> tuple[list[str], str]:
+    """Return the letters of each operand and of the result, with letters of their own for the axes of an ellipsis."""
+    operands, arrow, result = equation.partition("->")
+    terms = operands.split(",")
+    if len(terms) != len(g.node.inputs):
+        g.refuse(f"its equation {equation!r} has {len(terms)} operands, and the node {len(g.node.inputs)}")
+    unused = [letter for letter in string.ascii_letters if letter not in equation]
+    ranks = {g.rank(g.input(index)) - len(term.replace("...", "")) for index, term in enumerate(terms) if "..." in term}
+    longest = max(ranks, default=0)
+    ellipsis = "".join(unused[:longest])
+    if not arrow:
+        letters = operands.replace(",", "").replace(".", "")
+        once = sorted(letter for letter in set(letters) if letters.count(letter) == 1)
+        result = ("..." if ranks else "") + "".join(once)
+    if len(set(result)) < len(result.replace("...", ".")):
+        g.refuse(f"its equation {equation!r} repeats a letter in the result, which is not covered")
+    written = []
     for index, term in enumerate(terms):
-        for letter, dim in zip(term, g.info(g.input(index)).shape or (), strict=False):
-            if isinstance(dim, int) and lengths.setdefault(letter, dim) != dim:
-                g.refuse(f"its axes {letter!r} have the lengths {lengths[letter]} and {dim}; they must be equal")
+        axes = g.rank(g.input(index)) - len(term.replace("...", "")) if "..." in term else 0
+        written.append(term.replace("...", ellipsis[longest - axes :]))
+    return written, result.replace("...", ellipsis)
+
+
+def _lengths(g: GradientOp, factors: Sequence[tuple[str, ir.Value]]) -> dict[str, Dim]:
+    """Return how long the axis of each letter is where factors of one element are broadcast; None for what is open."""
+    lengths: dict[str, Dim] = {}
+    for term, value in factors:
+        shape = g.info(value).shape
+        for letter, dim in zip(term, [None] * len(term) if shape is None else shape, strict=False):
+            known = lengths.get(letter, 1)
+            if known == 1 or isinstance(dim, int):
+                lengths[letter] = known if dim == 1 else dim
+            elif not isinstance(known, int) and dim != known:
+                lengths[letter] = None
+    return lengths
+
+
+def _distinct(g: GradientOp, equation: str, term: str, operand: ir.Value) -> tuple[str, list[tuple[str, ir.Value]]]:
+    """Return a term without repeated letters, and the identity matrices that tie its new letters to the old ones."""
+    unused = [letter for letter in reversed(string.ascii_letters) if letter not in equation]
+    letters = ""
+    eyes: list[tuple[str, ir.Value]] = []
+    for axis, letter in enumerate(term):
+        if letter not in letters:
+            letters += letter
+            continue
+        other = unused[len(eyes)]
+        length = g.part(g.shape_of(operand), axis, axis + 1)
+        zeros = g.filled(g.joined(length, length), 0.0, ir.DataType.FLOAT)
+        eyes.append((letter + other, g.cast(g.op("EyeLike", zeros), g.element_type(operand))))
+        letters += other
+    return letters, eyes

@@ -4,6 +4,7 @@
 import onnx_ir as ir
 
 from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
+from lnbp_onnx.training_ops.softmax import label_gradient
 
 
 def _axes(g: GradientOp) -> list[int]:
@@ -75,6 +76,29 @@ def reduce_log_sum(g: GradientOp) -> Gradients:
     return [g.op("Expand", share, g.shape_of(g.input(0)))]
 
 
+def reduce_prod(g: GradientOp) -> Gradients:
+    """dY times the product of the other elements, also where some are 0."""
+    x, axes, zero = g.input(0), _axes(g), g.number(0.0)
+    dy = _kept(g, g.dy)
+    if not axes:
+        return [dy]
+    is_zero = g.compare("Equal", x, zero)
+    zeros = g.reduce("ReduceSum", g.cast(is_zero, g.element_type(x)), axes, keepdims=True)
+    factors = g.where(is_zero, g.number(1.0), x)
+    product = g.reduce("ReduceProd", factors, axes, keepdims=True)
+    alone = g.where(g.compare("Equal", zeros, g.number(1.0)), product, zero)
+    others = g.where(g.compare("Equal", zeros, zero), g.op("Div", product, factors), zero)
+    return [g.op("Mul", g.where(is_zero, alone, others), dy)]
+
+
+def top_k(g: GradientOp) -> Gradients:
+    """Zeros of the shape of X, with dY at the indices along the axis."""
+    zeros, indices = g.zeros_like(g.input(0)), g.node.outputs[1]
+    if g.deltas[0] is None:
+        g.refuse("a gradient comes through its indices, which have none")
+    return [g.op("ScatterElements", zeros, indices, g.deltas[0], axis=g.attribute("axis", -1))]
+
+
 def cumulative_sum(g: GradientOp) -> Gradients:
     """The cumulative sum of dY from the other end."""
     return [
@@ -86,6 +110,15 @@ def cumulative_sum(g: GradientOp) -> Gradients:
             reverse=1 - g.attribute("reverse", 0),
         )
     ]
+
+
+def lp_normalization(g: GradientOp) -> Gradients:
+    """For Y = X / n with the norm n along the axis: (dY - s * sum(dY * Y)) / n, s = Y for p = 2, sign(X) for p = 1."""
+    x, y, dy, axis, p = g.input(0), g.node.outputs[0], g.dy, g.attribute("axis", -1), g.attribute("p", 2)
+    norm = g.reduce("ReduceL1" if p == 1 else "ReduceL2", x, [axis], keepdims=True)
+    slope = g.op("Sign", x) if p == 1 else y
+    total = g.reduce("ReduceSum", g.op("Mul", dy, y), [axis], keepdims=True)
+    return [g.op("Div", g.op("Sub", dy, g.op("Mul", slope, total)), norm)]
 
 
 def softmax(g: GradientOp) -> Gradients:
@@ -106,3 +139,14 @@ def softmax_cross_entropy_loss(g: GradientOp) -> Gradients:
     return g.training_op(
         "SoftmaxCrossEntropyLossGrad", g.dy, log_prob, g.input(1), g.optional_input(2), like=g.if_wanted(0)
     )
+
+
+def negative_log_likelihood_loss(g: GradientOp) -> Gradients:
+    """-onehot(labels) * dY for each label, by its weight; over the total weight for a mean."""
+    g.refuse_gradient(2)
+    dy, log_prob = g.computed(g.dy, g.input(0))
+    ignore_index = g.attribute("ignore_index", None)
+    ignored = None if ignore_index is None else g.constant(ignore_index, ir.DataType.INT64)
+    label, weights = g.input(1), g.optional_input(2)
+    result = label_gradient(g, dy, log_prob, label, weights, ignored, by_softmax=False)
+    return [g.cast(result, g.element_type(g.input(0)))]

@@ -6,6 +6,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
+from lnbp_onnx.training_ops.indexing import added_elements
 
 
 def reshape(g: GradientOp) -> Gradients:
@@ -52,7 +53,7 @@ def concat(g: GradientOp) -> Gradients:
 def split(g: GradientOp) -> Gradients:
     """The gradients of the parts, joined; zeros for a part that nothing depends on."""
     parts = [
-        delta if delta is not None else g.op("Mul", output, g.number(0.0))
+        delta if delta is not None else g.zeros_like(output)
         for delta, output in zip(g.deltas, g.node.outputs, strict=True)
     ]
     return [g.op("Concat", *parts, axis=g.attribute("axis", 0))]
@@ -60,42 +61,90 @@ def split(g: GradientOp) -> Gradients:
 
 def cut(g: GradientOp) -> Gradients:
     """Slice: zeros of the shape of X, with dY where the slice is."""
-    return g.training_op(
-        "SliceGrad",
-        *(g.dy, g.shape_of(g.input(0)), g.input(1), g.input(2), g.optional_input(3), g.optional_input(4)),
-        like=g.if_wanted(0),
-    )
+    x, starts, axes, steps = g.input(0), g.input(1), g.optional_input(3), g.optional_input(4)
+    sliced = g.known_tensor(axes) if axes is not None else None
+    strides = g.known_tensor(steps) if steps is not None else None
+    if (axes is None or sliced is not None) and (
+        steps is None or (strides is not None and set(strides.numpy()) == {1})
+    ):
+        return [_put_back(g, x, starts, None if sliced is None else sliced.numpy().tolist())]
+    return g.training_op("SliceGrad", g.dy, g.shape_of(x), starts, g.input(2), axes, steps, like=g.if_wanted(0))
+
+
+def _put_back(g: GradientOp, x: ir.Value, starts: ir.Value, axes: list[int] | None) -> ir.Value:
+    """Return dY with zeros around it, where a Slice with steps of 1 began at `starts`."""
+    rank = g.rank(x)
+    axes = list(range(rank)) if axes is None else [axis % rank for axis in axes]
+    first, shape, sliced = g.known_tensor(starts), g.info(x).shape, g.info(g.node.outputs[0]).shape
+    lengths = [shape[axis] if shape is not None else None for axis in axes]
+    given = [sliced[axis] if sliced is not None else None for axis in axes]
+    if first is not None and all(isinstance(each, int) for each in (*lengths, *given)):
+        begins, ends = [0] * rank, [0] * rank
+        for start, axis, length, kept in zip(first.numpy().tolist(), axes, lengths, given, strict=False):
+            assert isinstance(length, int)
+            assert isinstance(kept, int)
+            begins[axis] = min(max(start + length if start < 0 else start, 0), length)
+            ends[axis] = length - begins[axis] - kept
+        pads = g.ints(*begins, *ends)
+    else:
+        whole, part = (g.op("Gather", each, g.ints(*axes)) for each in (g.shape_of(x), g.shape(g.dy)))
+        starts = g.cast(starts, ir.DataType.INT64)
+        begin = g.where(g.compare("Less", starts, g.ints(0)), g.op("Add", starts, whole), starts)
+        begin = g.op("Min", g.op("Max", begin, g.ints(0)), whole)
+        end = g.op("Sub", g.op("Sub", whole, begin), part)
+        places = {axis: place for place, axis in enumerate(axes)}
+        pads = g.joined(
+            *(
+                g.part(each, places[axis], places[axis] + 1) if axis in places else g.ints(0)
+                for each in (begin, end)
+                for axis in range(rank)
+            )
+        )
+    (dy,) = g.computed(g.dy)
+    return g.cast(g.op("Pad", dy, pads), g.element_type(x))
 
 
 def pad(g: GradientOp) -> Gradients:
-    """dY without what a constant was put into; the pads must be constants."""
+    """dY added up where its elements come from; of a constant the part between the pads."""
     g.refuse_gradient(2)
-    x, mode = g.input(0), g.attribute("mode", "constant")
-    if mode != "constant":
-        g.refuse(f"its attribute mode is {mode!r}; 'constant' is covered")
-    pads, axes_input = g.static_ints(g.input(1), "pads"), g.optional_input(3)
-    axes = list(range(g.rank(x))) if axes_input is None else g.static_ints(axes_input, "axes")
-    if min(pads, default=0) < 0:
-        g.refuse(f"its pads {pads} cut elements off; pads that are not negative are covered (use Slice)")
-    begins = g.ints(*pads[: len(axes)])
-    lengths = g.op("Gather", g.shape_of(x), g.ints(*axes), axis=0)
-    return [g.op("Slice", g.dy, begins, g.op("Add", begins, lengths), g.ints(*axes))]
-
-
-def _blocks(g: GradientOp, inverse: str) -> Gradients:
-    if g.attribute("mode", "DCR") != "DCR":
-        g.refuse(f"its attribute mode is {g.attribute('mode', '')!r}; 'DCR' is covered")
-    return [g.op(inverse, g.dy, blocksize=g.attribute("blocksize", 1))]
+    x, pads, axes = g.input(0), g.input(1), g.optional_input(3)
+    if g.attribute("mode", "constant") != "constant":
+        size = g.product(g.shape_of(x))
+        count = g.op("Range", *(g.squeeze(each, 0) for each in (g.ints(0), size, g.ints(1))))
+        places = g.op("Pad", g.shaped_like(count, x), pads, None, axes, mode=g.attribute("mode", ""))
+        (dy,) = g.computed(g.dy)
+        sums = added_elements(g, size, g.flat(places), dy)
+        return [g.cast(g.shaped_like(sums, x), g.element_type(x))]
+    tensor = g.known_tensor(pads)
+    axes_tensor = None if axes is None else g.known_tensor(axes)
+    if tensor is None or tensor.numpy().min(initial=0) < 0 or (axes is not None and axes_tensor is None):
+        return [g.op("Pad", g.dy, g.op("Neg", pads), None, axes)]
+    padded = range(g.rank(x)) if axes_tensor is None else axes_tensor.numpy().reshape(-1).tolist()
+    begins = g.ints(*tensor.numpy().reshape(-1)[: len(padded)].tolist())
+    lengths = g.op("Gather", g.shape_of(x), g.ints(*padded), axis=0)
+    return [g.op("Slice", g.dy, begins, g.op("Add", begins, lengths), g.ints(*padded))]
 
 
 def depth_to_space(g: GradientOp) -> Gradients:
-    """SpaceToDepth of dY; mode DCR."""
-    return _blocks(g, "SpaceToDepth")
+    """SpaceToDepth of dY, in the mode's order."""
+    size = g.attribute("blocksize", 1)
+    if g.attribute("mode", "DCR") == "DCR":
+        return [g.op("SpaceToDepth", g.dy, blocksize=size)]
+    block, lengths = g.ints(size), g.part(g.shape_of(g.input(0)), 2)
+    apart = g.joined(g.ints(0, -1), g.part(lengths, 0, 1), block, g.part(lengths, 1), block)
+    blocks = g.op("Transpose", g.op("Reshape", g.dy, apart), perm=[0, 1, 3, 5, 2, 4])
+    return [g.shaped_like(blocks, g.input(0))]
 
 
 def space_to_depth(g: GradientOp) -> Gradients:
-    """DepthToSpace of dY."""
-    return _blocks(g, "DepthToSpace")
+    """DepthToSpace of dY, in the mode's order."""
+    return [g.op("DepthToSpace", g.dy, blocksize=g.attribute("blocksize", 1), mode=g.attribute("mode", "DCR"))]
+
+
+def reverse_sequence(g: GradientOp) -> Gradients:
+    """ReverseSequence of dY."""
+    axes = {"batch_axis": g.attribute("batch_axis", 1), "time_axis": g.attribute("time_axis", 0)}
+    return [g.op("ReverseSequence", g.dy, g.input(1), **axes)]
 
 
 def trilu(g: GradientOp) -> Gradients:
@@ -138,5 +187,5 @@ def _scatter(g: GradientOp, gather_op: str, **attributes: Any) -> Gradients:
     if g.wants(0):
         data = dy
         if reduction == "none":
-            data = g.op(g.node.op_type, dy, indices, g.op("Mul", picked, g.number(0.0)), **attributes)
+            data = g.op(g.node.op_type, dy, indices, g.zeros_like(g.input(2)), **attributes)
     return [data, None, picked if g.wants(2) else None]

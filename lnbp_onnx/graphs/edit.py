@@ -36,8 +36,8 @@ def apply(model: AnyModel, rewriting: ir.passes.InPlacePass) -> AnyModel:
     Args:
         model: A ModelProto, whose external data is not looked at, or an ``onnx_ir.Model``.
         rewriting: A pass that adds and removes nodes, functions and imports, removes initializers, appends inputs and
-            outputs to the main graph, pads a node's inputs, trims its omitted outputs or names them, or adds attributes
-            to it, and leaves the rest alone.
+            outputs to the main graph, adds initializers to it and removes outputs from it, pads a node's inputs, trims
+            its omitted outputs or names them, or adds attributes to it, and leaves the rest alone.
     """
     with blamed_on_model(model), _collection_paused():
         if isinstance(model, ir.Model):
@@ -147,8 +147,9 @@ def _apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) ->
     _write_graph(model.graph, proto.graph, origins, new_protos)
     added_inputs = model.graph.inputs[len(proto.graph.input) :]
     proto.graph.input.extend(ir.serde.serialize_value(value) for value in added_inputs)
-    added_outputs = model.graph.outputs[len(proto.graph.output) :]
-    proto.graph.output.extend(ir.serde.serialize_value(output) for output in added_outputs)
+    names = {tensor.name for tensor in proto.graph.initializer}
+    added = [value.const_value for name, value in model.graph.initializers.items() if name not in names]
+    proto.graph.initializer.extend(ir.serde.serialize_tensor(tensor) for tensor in added if tensor is not None)
     if not proto.training_info:
         # The graphs of a training_info may use the initializers.
         _remove_initializers(model.graph, proto.graph, origins)
@@ -219,7 +220,9 @@ def _canonical(domain: str) -> str:
 def _write_graph(
     graph: ir.Graph, proto: GraphOrFunction, origins: dict[ir.Node, onnx.NodeProto], new_protos: NewProtos
 ) -> None:
-    """Make the nodes of `proto` those of `graph`; a node that was read from it is kept as it was read."""
+    """Make the nodes and outputs of `proto` those of `graph`; a node that was read from it is kept as it was read."""
+    if isinstance(proto, onnx.GraphProto):
+        _write_outputs(graph, proto)
     nodes = [(node, origins.get(node)) for node in graph]
     for node, node_proto in nodes:
         if node_proto is not None:
@@ -260,6 +263,20 @@ def _remove_initializers(graph: ir.Graph, proto: onnx.GraphProto, origins: dict[
                 _remove_initializers(subgraph, subgraph_proto, origins)
 
 
+def _write_outputs(graph: ir.Graph, proto: onnx.GraphProto) -> None:
+    """Remove outputs that `graph` does not have any more, which stay values of it, and append those that are new."""
+    names = {output.name for output in graph.outputs}
+    declared = {info.name for info in proto.value_info}
+    kept = [output for output in proto.output if output.name in names]
+    removed = [output for output in proto.output if output.name not in names and output.name not in declared]
+    added = [ir.serde.serialize_value(output) for output in graph.outputs[len(kept) :]]
+    if len(kept) < len(proto.output):
+        result = onnx.GraphProto(output=kept, value_info=removed)
+        proto.ClearField("output")
+        proto.MergeFrom(result)
+    proto.output.extend(added)
+
+
 def _write_node(node: ir.Node, proto: onnx.NodeProto) -> None:
     """Write what a pass changes of a node that it keeps: the operator, how many operands, names, attributes."""
     proto.op_type = node.op_type
@@ -269,5 +286,8 @@ def _write_node(node: ir.Node, proto: onnx.NodeProto) -> None:
     for index, output in enumerate(node.outputs):
         if output.name and not proto.output[index]:
             proto.output[index] = output.name
-    written = {attribute.name for attribute in proto.attribute}
+    written = {attribute.name: attribute for attribute in proto.attribute}
+    for name, attribute in node.attributes.items():
+        if attribute.type == ir.AttributeType.INTS and name in written and not attribute.is_ref():
+            written[name].ints[:] = attribute.as_ints()
     proto.attribute.extend(ir.to_proto(attribute) for name, attribute in node.attributes.items() if name not in written)

@@ -31,8 +31,9 @@ def _type_of(position: int) -> _Like:
     return _Like(position, in_shape=False)
 
 
-# For each output. InPlaceAccumulatorV2 is not here: its first output is a boolean, which no input of it need be.
-_LIKE: dict[str, tuple[_Like, ...]] = {
+# For each output, None where nothing tells. InPlaceAccumulatorV2 is not here: its first output is a boolean, which no
+# input of it need be.
+_LIKE: dict[str, tuple[_Like | None, ...]] = {
     **dict.fromkeys(
         (
             "BiasFastGeluGrad_dX",
@@ -69,36 +70,43 @@ _LIKE: dict[str, tuple[_Like, ...]] = {
     "ConvGrad": (_same_as(1), _same_as(2), _type_of(2)),
     "ConvTransposeGrad": (_same_as(1), _same_as(2), _type_of(2)),
     "DivGrad": (_same_as(1), _same_as(2)),
+    "EmbedLayerNormalization": (_type_of(2), None, _type_of(2)),
+    "FusedConv": (_type_of(0),),
+    "FusedGemm": (_type_of(0),),
     "FusedMatMul": (_type_of(0),),
     "GatherElementsGrad": (_type_of(0),),
     "GatherGrad": (_type_of(2),),
     "GatherNDGrad": (_type_of(2),),
     "InvertibleLayerNormalizationGrad": (_same_as(1), _same_as(2), _same_as(2)),
+    "LayerNormalization": (_same_as(0),),
     "LayerNormalizationGrad": (_same_as(1), _same_as(2), _same_as(2)),
     "MaxPoolGrad": (_type_of(0),),
     "ReduceSumTraining": (_type_of(0),),
     "ResizeGrad": (_same_as(1),),
     "SimplifiedLayerNormalizationGrad": (_same_as(1), _same_as(2)),
+    "SkipLayerNormalization": (_same_as(0), None, None, _same_as(0)),
+    "SkipSimplifiedLayerNormalization": (_same_as(0), None, None, _same_as(0)),
     "SliceGrad": (_type_of(0),),
     "SoftmaxCrossEntropyLossGrad": (_same_as(1),),
     "SoftmaxCrossEntropyLossInternal": (_type_of(0), _same_as(0)),
     "SoftmaxCrossEntropyLossInternalGrad": (_same_as(1),),
     "SplitTraining": (_type_of(0),) * 64,
 }
-# ONNX has an operator of this name, too.
-_NOT_IN_DEFAULT_DOMAIN = ("Gelu",)
+# The opset from which on ONNX has an operator of this name, too.
+_SINCE = {"Gelu": 1, "LayerNormalization": 17}
 
 
-def is_foreign(node: NodeProto) -> bool:
-    """Return whether the node has stand-ins."""
-    in_default_domain = node.domain == "" and node.op_type not in _NOT_IN_DEFAULT_DOMAIN
-    return node.op_type in _LIKE and (node.domain == "com.microsoft" or in_default_domain)
+def is_foreign(node: NodeProto, opset: int) -> bool:
+    """Return whether the node has stand-ins in an opset of the default domain."""
+    if node.op_type not in _LIKE or node.domain not in ("", "com.microsoft"):
+        return False
+    return node.domain != "" or node.op_type not in _SINCE or opset < _SINCE[node.op_type]
 
 
 def stand_ins(node: NodeProto) -> Iterator[NodeProto]:
     """Yield the nodes that stand in for a foreign one, one for each output of which something is known."""
     for output, like in zip(node.output, _LIKE[node.op_type], strict=False):
-        if not output or like.position >= len(node.input) or not node.input[like.position]:
+        if not output or like is None or like.position >= len(node.input) or not node.input[like.position]:
             continue
         template = node.input[like.position]
         if like.in_shape:
@@ -107,19 +115,20 @@ def stand_ins(node: NodeProto) -> Iterator[NodeProto]:
             yield helper.make_node("Reshape", [template, UNKNOWN_SHAPE], [output])
 
 
-def with_stand_ins(nodes: list[NodeProto], functions: Container[tuple[str, str]]) -> list[NodeProto]:
+def with_stand_ins(nodes: list[NodeProto], functions: Container[tuple[str, str]], opset: int) -> list[NodeProto]:
     """Return the nodes of a graph with stand-ins for the foreign ones, in subgraphs, too; the nodes are changed.
 
     Args:
         nodes: The nodes.
         functions: The domains and names of the model's functions, whose calls are not foreign.
+        opset: The version of the default domain.
     """
     result: list[NodeProto] = []
     for node in nodes:
-        has_stand_ins = is_foreign(node) and (node.domain, node.op_type) not in functions
+        has_stand_ins = is_foreign(node, opset) and (node.domain, node.op_type) not in functions
         result += stand_ins(node) if has_stand_ins else [node]
         for graph in graphs_in(node):
-            kept = with_stand_ins(list(graph.node), functions)
+            kept = with_stand_ins(list(graph.node), functions, opset)
             del graph.node[:]
             graph.node.extend(kept)
     return result

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from lnbp_onnx.errors import LnbpError
 from lnbp_onnx.graphs import foreign, onnx_calls
+from lnbp_onnx.graphs.new_protos import NewProtos
 from lnbp_onnx.graphs.protos import graph_nodes, graphs_in
 from lnbp_onnx.node import TensorInfo
 
@@ -128,19 +129,31 @@ def _skeleton(graph: ir.Graph, functions: Functions, opset_imports: Mapping[str,
 
     Its large initializers, and those that a caller may replace, are inputs only.
     """
-    clone = graph.clone(allow_outer_scope_values=True)
-    clone.opset_imports.update(opset_imports)
-    for name, value in list(clone.initializers.items()):
+    model = onnx.ModelProto(ir_version=onnx.IR_VERSION)
+    model.opset_import.extend(onnx.helper.make_opsetid(*each) for each in opset_imports.items())
+    proto, protos = model.graph, NewProtos()
+    proto.name = graph.name or "graph"
+    for value in graph.inputs:
+        protos.write_value(value, proto.input.add())
+    for value in graph.initializers.values():
         tensor = constant_tensor(value)
-        if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes > _LARGEST_TENSOR_KEPT:
-            del clone.initializers[name]
-            if not value.is_graph_input():
-                clone.inputs.append(value)
-    model = ir.to_proto(ir.Model(clone, ir_version=onnx.IR_VERSION))
+        if tensor is not None and not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= _LARGEST_TENSOR_KEPT:
+            proto.initializer.append(ir.serde.serialize_tensor(tensor))
+            proto.initializer[-1].name = value.name or ""
+        elif not value.is_graph_input():
+            protos.write_value(value, proto.input.add())
+    for node in graph:
+        protos.write_node(node, proto.node.add())
+        for output in node.outputs:
+            if output.name and (output.type is not None or output.shape is not None) and not output.is_graph_output():
+                protos.write_value(output, proto.value_info.add())
+    for value in graph.outputs:
+        protos.write_value(value, proto.output.add())
     model.functions.extend(functions.called_by(graph))
-    if any(foreign.is_foreign(node) for node in graph_nodes(model.graph.node)):
+    opset = opset_imports.get("", 0)
+    if any(foreign.is_foreign(node, opset) for node in graph_nodes(model.graph.node)):
         own = {(function.domain, function.name) for function in model.functions}
-        nodes = foreign.with_stand_ins(list(model.graph.node), own)
+        nodes = foreign.with_stand_ins(list(model.graph.node), own, opset)
         del model.graph.node[:]
         model.graph.node.extend(nodes)
         shape = onnx.helper.make_tensor_value_info(foreign.UNKNOWN_SHAPE, onnx.TensorProto.INT64, [None])

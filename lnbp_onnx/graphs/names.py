@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names for what is added to a graph."""
+"""Names: for what is added to a graph, what has one, and those that a pattern stands for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 
 import onnx_ir as ir
+
+from lnbp_onnx.errors import InvalidModelError
+
+_NAMES_SHOWN = 10
 
 
 def unique_names(taken: set[str | None]) -> Callable[[str], str]:
@@ -32,3 +37,33 @@ def names_in(graph: ir.Graph) -> set[str | None]:
             taken.add(node.name)
             taken.update(value.name for value in (*node.outputs, *node.inputs) if value is not None)
     return taken
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Return whether a pattern of the shell's kind stands for a name; one that is the name itself does."""
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a person to read, the first of them where they are many."""
+    return ", ".join([*map(repr, names[:_NAMES_SHOWN]), *(["..."] if len(names) > _NAMES_SHOWN else [])]) or "none"
+
+
+def computed_value(graph: ir.Graph, name: str, argument: str) -> ir.Value:
+    """Return the value of a name that a node of a graph, not of its subgraphs, computes.
+
+    Args:
+        graph: The graph.
+        name: The name.
+        argument: What gave the name, for the refusal.
+
+    Raises:
+        InvalidModelError: Where there is none.
+    """
+    found = next((output for node in graph for output in node.outputs if name and output.name == name), None)
+    if found is None:
+        raise InvalidModelError(
+            f"{argument}: no node of the graph computes {name!r} (give the name of one of its values; the model's "
+            f"outputs are {listed([str(output.name) for output in graph.outputs])})."
+        )
+    return found

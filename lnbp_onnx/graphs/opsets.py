@@ -10,6 +10,12 @@ from lnbp_onnx.errors import InvalidModelError
 # Where a kernel was registered, ONNX Runtime writes an import of this version into every model that it saves.
 _WRITTEN_BY_ONNXRUNTIME = 1000
 
+OLDEST_TO_TRAIN_IN = 13
+"""The oldest default-domain opset that gradients and training steps are written in."""
+
+# Those of opset 12 that do something else in 13, or take their attributes as inputs there.
+_CHANGED_IN_13 = frozenset({"Hardmax", "LogSoftmax", "ReduceSum", "Softmax", "Split", "Squeeze", "Unsqueeze"})
+
 DEFAULT_OPSET = 17
 """The default-domain opset that a model gets that imports none: LayerNormalization's."""
 
@@ -34,6 +40,32 @@ def check_version(model: ir.Model) -> None:
             )
 
 
+def opset_to_train_in(model: ir.Model) -> int:
+    """Return the default-domain opset of a model that gradients or a training step are written into.
+
+    It is raised from 12 to 13 where the model's operators are the same in both, as they are but for a few. ONNX defined
+    its operator Gradient in 12, so that models which hold it begin there.
+
+    Raises:
+        InvalidModelError: Where it is too old.
+    """
+    opset = model.opset_imports.get("", 0)
+    changed: set[str] = set()
+    if opset == OLDEST_TO_TRAIN_IN - 1:
+        graphs = (model.graph, *(function.graph for function in model.functions.values()))
+        changed = {node.op_type for graph in graphs for node in graph.all_nodes() if node.domain == ""} & _CHANGED_IN_13
+        if not changed and not model.functions:
+            opset = model.opset_imports[""] = OLDEST_TO_TRAIN_IN
+            _raise_ir_version(model, opset)
+    if opset < OLDEST_TO_TRAIN_IN:
+        what = f", in which {', '.join(sorted(changed))} have another form" if changed else ""
+        raise InvalidModelError(
+            f"The model's default-domain opset is {opset or 'not imported'}; gradients and training steps are written "
+            f"from {OLDEST_TO_TRAIN_IN} on{what} (convert the model with onnx.version_converter)."
+        )
+    return opset
+
+
 def import_default_domain(graph: ir.Graph, model: ir.Model) -> int:
     """Return the version of the default domain to write a model's graph or function in, and import it.
 
@@ -44,10 +76,15 @@ def import_default_domain(graph: ir.Graph, model: ir.Model) -> int:
     opset, wanted = graph.opset_imports.get(""), model.opset_imports.get("", DEFAULT_OPSET)
     if opset is None or (opset != wanted and _mean_the_same(graph, opset, wanted)):
         opset = graph.opset_imports[""] = wanted
-        needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)], ignore_unknown=True)
-        model.ir_version = max(model.ir_version or 0, needed)
+        _raise_ir_version(model, opset)
     model.opset_imports.setdefault("", opset)
     return opset
+
+
+def _raise_ir_version(model: ir.Model, opset: int) -> None:
+    """Give a model the IR version that an opset of the default domain needs, if it has an older one."""
+    needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)], ignore_unknown=True)
+    model.ir_version = max(model.ir_version or 0, needed)
 
 
 def _mean_the_same(graph: ir.Graph, a: int, b: int) -> bool:

@@ -82,7 +82,28 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
         user.replace_input_with(index, new)
 
 
-def detach_unused(values: Iterable[ir.Value]) -> list[ir.Node]:
+class Users:
+    """Answers whether anything uses a value, in the same time however many do.
+
+    onnx_ir copies the list of a value's users for each that asks, which is long where all gradients read it. Here
+    it is asked for again only once the user that came last in it is none any more.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[ir.Value, ir.Node] = {}
+
+    def has(self, value: ir.Value) -> bool:
+        """Return whether a node uses the value."""
+        last = self._last.get(value)
+        if last is None or all(each is not value for each in last.inputs):
+            consumers = value.consumers()
+            if not consumers:
+                return False
+            self._last[value] = consumers[-1]
+        return True
+
+
+def detach_unused(values: Iterable[ir.Value], users: Users) -> list[ir.Node]:
     """Cut off the nodes of values that nothing uses, and what only they used; remove initializers that only these used.
 
     Returns:
@@ -92,15 +113,17 @@ def detach_unused(values: Iterable[ir.Value]) -> list[ir.Node]:
     detached: dict[ir.Node, None] = {}
     while pending:
         value = pending.pop()
-        # An input stays in any case; onnx_ir copies the list of its uses, which is long where all gradients read it.
-        if value.is_graph_input() or value.is_graph_output() or value.uses():
+        # An input stays in any case.
+        if value.is_graph_input() or value.is_graph_output() or users.has(value):
             continue
         node = value.producer()
         if node is None:
             if value.is_initializer() and value.graph is not None:
                 value.graph.initializers.pop(value.name or "", None)
             continue
-        if not isinstance(node.graph, ir.Graph) or any(each.uses() or each.is_graph_output() for each in node.outputs):
+        if not isinstance(node.graph, ir.Graph) or any(
+            users.has(each) or each.is_graph_output() for each in node.outputs
+        ):
             continue
         pending += [source for source in node.inputs if source is not None]
         for index in range(len(node.inputs)):

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.graphs.inference import Functions, declare, infer, known
+from lnbp_onnx.graphs.inline import resolve_references
 from lnbp_onnx.graphs.operators import OPERATOR_ID, Operator, find_operators, is_operator, scopes
 from lnbp_onnx.graphs.walkable import refuse_unwalkable
 from lnbp_onnx.node import TensorInfo
@@ -159,7 +160,7 @@ class _Specialiser:
                 user.replace_input_with(index, None)
         for node in copy.all_nodes():
             if _depends_on_call(node, self._holders):
-                _resolve(node, attributes)
+                resolve_references(node, attributes)
         self._rewrite_calls(copy.graph, copy.opset_imports)
         # After the functions that it calls: ONNX's reference evaluator reads them in order.
         self._model.functions[copy.identifier()] = copy
@@ -172,15 +173,3 @@ class _Specialiser:
                 self._taken.add(identifier)
                 return name
         raise AssertionError("unreachable")
-
-
-def _resolve(node: ir.Node, attributes: Mapping[str, ir.Attr | None]) -> None:
-    """Replace a node's references to the function's attributes by their values."""
-    for name, attribute in list(node.attributes.items()):
-        if not attribute.is_ref():
-            continue
-        value = attributes[attribute.ref_attr_name or ""]
-        if value is None or value.value is None:
-            del node.attributes[name]
-        else:
-            node.attributes[name] = ir.Attr(name, value.type, value.value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refusing models that cannot be walked through to an end: what leads back to itself, graphs that are not there."""
+"""Refusing models that cannot be walked through to an end: what leads back to itself, or is not there."""
 
 from collections.abc import Iterator
 
@@ -16,12 +16,12 @@ def refuse_unwalkable(model: ir.Model) -> None:
 
     Raises:
         InvalidModelError: Where a node reads what follows from it, or refers to a subgraph that is elsewhere, or
-            functions call each other in a circle, too deeply or too often.
+            nothing computes an output, or functions call each other in a circle, too deeply or too often.
     """
     functions = model.functions.values()
-    _refuse_references(model.graph, "graph")
+    _refuse_what_is_elsewhere(model.graph, "graph")
     for function in functions:
-        _refuse_references(function.graph, f"function {function.domain}::{function.name}")
+        _refuse_what_is_elsewhere(function.graph, f"function {function.domain}::{function.name}")
     for graph in (model.graph, *(function.graph for function in functions)):
         _refuse_circle(graph)
     if model.functions:
@@ -32,8 +32,13 @@ def refuse_unwalkable(model: ir.Model) -> None:
         refuse_runaway(calls, [node.op_identifier() for node in model.graph.all_nodes()])
 
 
-def _refuse_references(graph: ir.Graph, place: str) -> None:
+def _refuse_what_is_elsewhere(graph: ir.Graph, place: str) -> None:
     for each, where in graphs_of(graph, place):
+        for value in each.outputs:
+            if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
+                raise InvalidModelError(
+                    f"No node in {where} computes the output {value.name!r} (add the node, or remove the output)."
+                )
         for node in each:
             for attribute in node.attributes.values():
                 if attribute.is_ref() and attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):

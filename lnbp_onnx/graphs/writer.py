@@ -50,6 +50,8 @@ class Writer:
         opset: As given.
         nodes: What was written, in topological order.
         steps: The values of `op`, with the steps that they are named after.
+        constants: The constants among them, by type, shape and content. A writer that is given another one's `nodes`
+            and `constants` goes on where that one was.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Writer:
         self._error = error
         self._newer_opset = newer_opset
         self._metadata = metadata
-        self._constants: dict[tuple[object, ...], ir.Value] = {}
+        self.constants: dict[tuple[object, ...], ir.Value] = {}
 
     def refuse(self, reason: str) -> NoReturn:
         """Refuse what is replaced with a sentence that names it.
@@ -187,10 +189,13 @@ class Writer:
         domain: str = "",
         name: str | None = None,
     ) -> None:
+        given = list(inputs)
+        while given and given[-1] is None:
+            given.pop()
         node = ir.Node(
             domain,
             op_type,
-            inputs,
+            given,
             [_attribute(*attribute) for attribute in attributes.items() if attribute[1] is not None],
             outputs=outputs,
             name=name or outputs[0].name,
@@ -215,12 +220,12 @@ class Writer:
             for element_type, rank in inputs
         ]
         outer, self.nodes = self.nodes, []
-        outer_constants, self._constants = self._constants, dict(self._constants)
+        outer_constants, self.constants = self.constants, dict(self.constants)
         try:
             outputs = build(*values)
             return ir.Graph(values, outputs, nodes=self.nodes, name=name)
         finally:
-            self.nodes, self._constants = outer, outer_constants
+            self.nodes, self.constants = outer, outer_constants
 
     # Constants
 
@@ -229,12 +234,12 @@ class Writer:
         dtype = ir.DataType(element_type)
         array = np.asarray(value).astype(dtype.numpy())
         key = (dtype, array.shape, array.tobytes())
-        if key not in self._constants:
+        if key not in self.constants:
             tensor = _tensor_attribute(*key)
-            self._constants[key] = self.op(
+            self.constants[key] = self.op(
                 "Constant", name="constant", shape=array.shape, element_type=element_type, value=tensor
             )
-        return self._constants[key]
+        return self.constants[key]
 
     def ints(self, *values: int) -> ir.Value:
         """Return an int64 vector."""
@@ -331,13 +336,13 @@ class Writer:
             self.refuse_opset(RUN_TIME_AXES_OPSET, f"{name} is computed at run time, which can be written")
         return [int(element) for element in tensor.numpy().reshape(-1)]
 
-    def unsqueeze(self, value: ir.Value, axis: int) -> ir.Value:
+    def unsqueeze(self, value: ir.Value, axis: int, *, name: str = "", shape: Sequence[Dim] | None = None) -> ir.Value:
         """Add an axis of length 1."""
-        return self._over_axes("Unsqueeze", value, [axis])
+        return self._over_axes("Unsqueeze", value, [axis], name=name, shape=shape)
 
-    def squeeze(self, value: ir.Value, axis: int) -> ir.Value:
+    def squeeze(self, value: ir.Value, axis: int, *, name: str = "", shape: Sequence[Dim] | None = None) -> ir.Value:
         """Remove an axis of length 1."""
-        return self._over_axes("Squeeze", value, [axis])
+        return self._over_axes("Squeeze", value, [axis], name=name, shape=shape)
 
     def _over_axes(self, op_type: str, value: ir.Value, axes: Sequence[int], **arguments: Any) -> ir.Value:
         if self.opset >= _AXES_AS_INPUT_OPSETS.get(op_type, _AXES_AS_INPUT_OPSET):

@@ -2,11 +2,12 @@
 """Proposing what may be a gradient: a depth-first search for operands, from the subtraction of a mean."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from lnbp_onnx import spec
+from lnbp_onnx.matching.addends import Addends, addends_of
 from lnbp_onnx.matching.algebra import Symbol
 from lnbp_onnx.matching.choices import Choices
 from lnbp_onnx.matching.definition import mean_of
@@ -41,11 +42,13 @@ class Candidate:
         layout: How rows and columns are indexed.
         operands: The operands.
         evaluation: What follows from them in the graph.
+        addends: What is added to what follows from them, None where nothing is.
     """
 
     layout: RowsAndColumns
     operands: Operands
     evaluation: Evaluation
+    addends: Addends | None = None
 
 
 class Candidates:
@@ -83,9 +86,14 @@ class Candidates:
             () if dim == 1 else (Symbol(str(index), dim if isinstance(dim, int) else None),)
             for index, dim in enumerate(shape)
         )
+        # Equal names are equal lengths; where x has a name twice, either axis may be meant.
+        names = {
+            dim: axis for dim, axis in zip(shape, labels, strict=True) if isinstance(dim, str) and shape.count(dim) == 1
+        }
+        graph = replace(self._graph, constants=self._graph.constants.with_names(names))
         for _ in range(_MOST_SPLITS):
             try:
-                evaluation = Evaluation({x: Tensor(leaf("x", labels), labels)}, self._graph)
+                evaluation = Evaluation({x: Tensor(leaf("x", labels), labels)}, graph)
                 # Where many gradients share x, each is as worth looking for as one alone.
                 self._evaluations_left += _EVALUATIONS_EACH * len(evaluation.blocked)
                 for layout in self._layouts(evaluation, shape, labels, difference):
@@ -121,7 +129,7 @@ class Candidates:
     def _with_mean(self, start: Candidate, column: ir.Value) -> Iterator[Candidate | NearMiss]:
         """Try the mean as computed and as given."""
         layout, x = start.layout, start.operands.x
-        leaves = Leaves(self._graph, layout)
+        leaves = Leaves(start.evaluation.graph, layout)
         found, wanted = start.evaluation.tensor(column), mean_of(leaf("x", layout.labels), layout)
         if found is not None and found.element != wanted:
             if found.element.keys() == wanted.keys():
@@ -129,7 +137,7 @@ class Candidates:
             return
         if found is not None:
             yield from self._below(start, leaves)
-        given = Choices(self._graph, layout).given_mean(column)
+        given = Choices(start.evaluation.graph, layout).given_mean(column)
         if given is not None:
             yield from self._below(_extended(start, Operands(x, mean=given), leaves), leaves)
 
@@ -139,13 +147,13 @@ class Candidates:
             return
         self._evaluations_left -= 1
         matches, operands = self.matches, start.operands
-        choices = Choices(self._graph, start.layout)
+        choices = Choices(start.evaluation.graph, start.layout)
         for more in choices.extensions(start.evaluation, operands):
             if self._key(start.layout, more) not in self._barren:
                 yield from self._below(_extended(start, more, leaves), leaves)
         if operands.is_complete:
             self._graph.work.spend(len(start.evaluation.known))
-            yield start
+            yield replace(start, addends=addends_of(start.evaluation, operands, start.layout))
         elif operands.dy is None and (operands.mean is None or operands.statistic is not None):
             for doubt in choices.doubts(start.evaluation, operands.x):
                 yield NearMiss(-1, doubt)

@@ -25,6 +25,8 @@ class Gradient:
         is_shaped: Whether the outputs are known to have the operator's shapes.
         gamma_shape: The shape that gamma has to be given, None where its own will do.
         region: The numbers of the values that follow from its operands.
+        addends: What the values of input_delta have beside it, where the graph adds its terms to another gradient one
+            by one: they are the sum.
     """
 
     operands: Operands
@@ -34,6 +36,7 @@ class Gradient:
     is_shaped: bool = False
     gamma_shape: tuple[Dim, ...] | None = None
     region: frozenset[int] = frozenset()
+    addends: tuple[ir.Value, ...] = ()
 
     @property
     def worth(self) -> int:

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import onnx_ir as ir
 
-from lnbp_onnx.matching.algebra import Leaf, Polynomial, atom, power
+from lnbp_onnx.matching.algebra import Leaf, Monomial, Polynomial, atom, power
 from lnbp_onnx.matching.known_graph import KnownGraph
 from lnbp_onnx.matching.operands import Operands
 from lnbp_onnx.matching.rows_and_columns import RowsAndColumns
@@ -17,6 +17,11 @@ from lnbp_onnx.matching.tensors import Axis, Tensor
 def leaf(name: str, axes: Sequence[Axis], *, is_positive: bool = False) -> Polynomial:
     """Return an element of a leaf tensor."""
     return atom(Leaf(name, frozenset(symbol for axis in axes for symbol in axis), is_positive))
+
+
+def leaf_names(monomial: Monomial) -> set[str]:
+    """Return the names of the leaf tensors whose elements are factors of a monomial, those in its sums left out."""
+    return {each.name for each, _ in monomial if isinstance(each, Leaf)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,8 @@ class Leaves:
         leaves = {operands.x: Tensor(leaf("x", labels), labels)}
         if operands.dy is not None:
             order = operands.dy_axes or range(len(labels))
-            leaves[operands.dy] = Tensor(leaf("dy", labels), tuple(labels[index] for index in order))
+            seeds: tuple[Axis, ...] = ((),) if operands.dy_has_seeds else ()
+            leaves[operands.dy] = Tensor(self.dy(operands), (*(labels[index] for index in order), *seeds))
         gamma = self.gamma(operands)
         if operands.gamma is not None and gamma is not None:
             leaves[operands.gamma] = gamma
@@ -46,6 +52,13 @@ class Leaves:
         if operands.statistic is not None:
             leaves[operands.statistic.value] = self._column("statistic", operands.statistic.value)
         return leaves
+
+    def dy(self, operands: Operands) -> Polynomial:
+        """Return an element of dy as it enters."""
+        number = None if operands.dy is None else self.graph.constants.get(operands.dy)
+        if operands.dy_is_number and isinstance(number, Tensor):
+            return number.element
+        return leaf("dy", self.layout.labels)
 
     def gamma(self, operands: Operands) -> Tensor | None:
         """Return gamma as it enters."""

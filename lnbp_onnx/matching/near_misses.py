@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Telling a person why what looks like a layer-norm gradient is none."""
 
-from lnbp_onnx.matching.algebra import Leaf, Monomial, Sum
+from lnbp_onnx.matching.algebra import Monomial, Sum
 from lnbp_onnx.matching.definition import TERMS, Definition
 from lnbp_onnx.matching.evaluation import Evaluation
 from lnbp_onnx.matching.gradient import NearMiss
+from lnbp_onnx.matching.leaves import leaf_names
 from lnbp_onnx.matching.rows_and_columns import RowsAndColumns
 
 
@@ -21,7 +22,7 @@ def explain(evaluation: Evaluation, definition: Definition, layout: RowsAndColum
         )
     ]
     for number, tensor in evaluation.tensors():
-        if not any(_is_row_sum(monomial, layout) and "x" in _leaves(monomial) for monomial in tensor.element):
+        if not any(_is_row_sum(monomial, layout) and "x" in leaf_names(monomial) for monomial in tensor.element):
             continue
         wrong = [
             name
@@ -51,10 +52,6 @@ def _name(evaluation: Evaluation, number: int) -> str:
 
 def _is_row_sum(monomial: Monomial, layout: RowsAndColumns) -> bool:
     return any(
-        isinstance(each, Sum) and not each.symbols & set(layout.lead) and {"x", "dy"} <= _leaves(each.monomial)
+        isinstance(each, Sum) and not each.symbols & set(layout.lead) and {"x", "dy"} <= leaf_names(each.monomial)
         for each, _ in monomial
     )
-
-
-def _leaves(monomial: Monomial) -> set[str]:
-    return {each.name for each, _ in monomial if isinstance(each, Leaf)}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from lnbp_onnx import spec
-from lnbp_onnx.body import build_body
+from lnbp_onnx.body import Body, build_body
 from lnbp_onnx.errors import LnbpError
 from lnbp_onnx.graphs.inference import constant_tensor
 from lnbp_onnx.matching.gradient import Gradient
@@ -22,7 +22,7 @@ from lnbp_onnx.matching.operands import Operands, Statistic
 from lnbp_onnx.matching.semantics import Infos
 from lnbp_onnx.matching.value_numbering import ValueNumbering
 from lnbp_onnx.matching.views import producer
-from lnbp_onnx.node import attribute_protos, parse
+from lnbp_onnx.node import BackpropNode, attribute_protos, parse
 
 _DEEPEST_SHAPE = 8
 
@@ -39,86 +39,111 @@ class _Parts:
     epsilon: float
 
 
-def rebuilt(
-    rstd: ir.Node, infos: Infos, opset: int, numbering: ValueNumbering, look_ups: Iterator[object]
-) -> Gradient | None:
-    """Return the gradient whose body has the node `rstd` as its reciprocal root, None where there is none.
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """A body, and the values that stand for the operator's inputs in it."""
+
+    inputs: tuple[ir.Value | None, ...]
+    body: Body
+
+    @classmethod
+    def of(cls, node: BackpropNode, opset: int) -> "_Template":
+        """Write the body of a node.
+
+        Raises:
+            LnbpError: Where the opset cannot express it.
+        """
+        inputs = tuple(
+            None if info is None else ir.Value(name=name)
+            for name, info in zip(spec.INPUT_NAMES, node.inputs, strict=True)
+        )
+        counter = itertools.count()
+        return cls(inputs, build_body(node, inputs, opset, lambda name: f"{name}.{next(counter)}"))
+
+
+class Rebuilder:
+    """The search in one graph for what this package wrote.
 
     Args:
-        rstd: The node.
         infos: What is known of the graph's values.
         opset: The version of the default domain that they are written in.
         numbering: The graph's numbers.
-        look_ups: One item for each body that may still be built and looked up; they are taken from it.
+        look_ups: How many bodies may be looked up.
     """
-    for parts in _parts(rstd):
-        for x, axis in _rows_of(parts.x):
-            for dy, _ in _rows_of(parts.dy):
-                for gamma, mean, variance in itertools.product(
-                    _stripped(parts.gamma, ("Reshape", "Expand", "Reshape", "Cast")),
-                    _stripped(parts.mean, ("Reshape", "Cast")),
-                    _stripped(parts.variance, ("Reshape", "Cast")),
-                ):
-                    if next(look_ups, None) is None:
-                        return None
-                    statistic = None if variance is None else Statistic(variance, "variance")
-                    operands = Operands(x, dy, gamma, mean=mean, statistic=statistic)
-                    found = _look_up(
-                        Gradient(operands, axis, parts.epsilon, {}, is_shaped=True), infos, opset, numbering
-                    )
-                    if found is not None:
-                        return found
-    return None
+
+    def __init__(self, infos: Infos, opset: int, numbering: ValueNumbering, look_ups: int) -> None:
+        self._infos = infos
+        self._opset = opset
+        self._numbering = numbering
+        self._look_ups = look_ups
+        self._bodies: dict[BackpropNode, _Template] = {}
+
+    def find(self, rstd: ir.Node) -> Gradient | None:
+        """Return the gradient whose body has the node `rstd` as its reciprocal root, None where there is none."""
+        for parts in _parts(rstd):
+            for x, axis in _rows_of(parts.x):
+                for dy, _ in _rows_of(parts.dy):
+                    for gamma, mean, variance in itertools.product(
+                        _stripped(parts.gamma, ("Reshape", "Expand", "Reshape", "Cast")),
+                        _stripped(parts.mean, ("Reshape", "Cast")),
+                        _stripped(parts.variance, ("Reshape", "Cast")),
+                    ):
+                        if not self._look_ups:
+                            return None
+                        self._look_ups -= 1
+                        statistic = None if variance is None else Statistic(variance, "variance")
+                        operands = Operands(x, dy, gamma, mean=mean, statistic=statistic)
+                        found = self._look_up(Gradient(operands, axis, parts.epsilon, {}, is_shaped=True))
+                        if found is not None:
+                            return found
+        return None
+
+    def _look_up(self, guess: Gradient) -> Gradient | None:
+        """Return a guess, which has no outputs yet, with those the graph has; None where input_delta is not there."""
+        found = self._follow_body(guess)
+        if not found.outputs["input_delta"]:
+            return None
+        operands = guess.operands
+        if operands.gamma is not None and operands.dy is not None and not found.outputs["beta_delta"]:
+            for beta in _shaped_like(operands.dy):
+                again = self._follow_body(replace(guess, operands=replace(operands, beta=beta)))
+                if again.outputs["beta_delta"]:
+                    return again
+        return found
+
+    def _follow_body(self, guess: Gradient) -> Gradient:
+        """Return a guess with its outputs and region: what the graph has of its body."""
+        inputs = guess.operands.inputs
+        affine, stats = guess.operands.gamma is not None, guess.operands.mean is not None
+        try:
+            node = parse(
+                "",
+                attribute_protos(guess.axis, affine, guess.epsilon, stats),
+                [None if value is None else self._infos[value] for value in inputs],
+                (True, affine, affine),
+            )
+            template = self._bodies.get(node)
+            if template is None:
+                template = self._bodies[node] = _Template.of(node, self._opset)
+        except LnbpError:
+            return replace(guess, outputs=dict.fromkeys(spec.OUTPUT_NAMES, ()))
+        numbering = self._numbering
+        numbers = {
+            operand: numbering.number(value)
+            for operand, value in zip(template.inputs, inputs, strict=True)
+            if operand is not None and value is not None
+        }
+        numbering.follow(template.body.nodes, numbers)
+        outputs = {
+            name: numbering.values(numbers[value]) if value is not None and value in numbers else ()
+            for name, value in zip(spec.OUTPUT_NAMES, template.body.outputs, strict=True)
+        }
+        return replace(guess, outputs=outputs, region=frozenset(numbers.values()))
 
 
 def is_rstd(node: ir.Node) -> bool:
     """Return whether the node may be the reciprocal root of a body."""
     return producer(node.outputs[0], {"Reciprocal"}) is node and producer(node.inputs[0], {"Sqrt"}) is not None
-
-
-def _look_up(guess: Gradient, infos: Infos, opset: int, numbering: ValueNumbering) -> Gradient | None:
-    """Return a guess, which has no outputs yet, with those that the graph has; None where input_delta is not there."""
-    found = _follow_body(guess, infos, opset, numbering)
-    if not found.outputs["input_delta"]:
-        return None
-    operands = guess.operands
-    if operands.gamma is not None and operands.dy is not None and not found.outputs["beta_delta"]:
-        for beta in _shaped_like(operands.dy):
-            again = _follow_body(replace(guess, operands=replace(operands, beta=beta)), infos, opset, numbering)
-            if again.outputs["beta_delta"]:
-                return again
-    return found
-
-
-def _follow_body(guess: Gradient, infos: Infos, opset: int, numbering: ValueNumbering) -> Gradient:
-    """Return a guess with its outputs and region: what the graph has of its body."""
-    inputs = guess.operands.inputs
-    affine, stats = guess.operands.gamma is not None, guess.operands.mean is not None
-    try:
-        node = parse(
-            "",
-            attribute_protos(guess.axis, affine, guess.epsilon, stats),
-            [None if value is None else infos[value] for value in inputs],
-            (True, affine, affine),
-        )
-        placeholders = [
-            None if value is None else ir.Value(name=name) for name, value in zip(spec.INPUT_NAMES, inputs, strict=True)
-        ]
-        counter = itertools.count()
-        body = build_body(node, placeholders, opset, lambda name: f"{name}.{next(counter)}")
-    except LnbpError:
-        return replace(guess, outputs=dict.fromkeys(spec.OUTPUT_NAMES, ()))
-    numbers = {
-        placeholder: numbering.number(value)
-        for placeholder, value in zip(placeholders, inputs, strict=True)
-        if placeholder is not None and value is not None
-    }
-    numbering.follow(body.nodes, numbers)
-    outputs = {
-        name: numbering.values(numbers[value]) if value is not None and value in numbers else ()
-        for name, value in zip(spec.OUTPUT_NAMES, body.outputs, strict=True)
-    }
-    return replace(guess, outputs=outputs, region=frozenset(numbers.values()))
 
 
 def _parts(rstd: ir.Node) -> Iterator[_Parts]:

@@ -40,6 +40,10 @@ class RowsAndColumns:
             return tuple(self.labels[index] for index in order)
         return None
 
+    def is_shaped_as_x(self, shape: Sequence[Dim] | None) -> bool:
+        """Return whether a shape is known to be x's."""
+        return shape is not None and _same_dims(shape, self.dims)
+
     def column_axes(self, shape: Sequence[Dim]) -> tuple[Axis, ...] | None:
         """Return the axes of a statistic: the rows' shape, the same with kept axes, or flat."""
         lead = self.dims[: self.axis]

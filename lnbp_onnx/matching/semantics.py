@@ -42,10 +42,13 @@ Infos: TypeAlias = Mapping[ir.Value, TensorInfo]
 class Call:
     """A node with what is known of its operands; what it is asked for and has not, it has no form for."""
 
-    def __init__(self, node: ir.Node, arguments: Sequence[Known | None], infos: Infos) -> None:
+    def __init__(
+        self, node: ir.Node, arguments: Sequence[Known | None], infos: Infos, names: Mapping[str, Axis]
+    ) -> None:
         self.node = node
         self.arguments = arguments
         self.infos = infos
+        self.names = names
 
     def tensor(self, index: int) -> Tensor:
         """Return an operand that has to be a tensor of polynomials."""
@@ -294,17 +297,19 @@ def _expand(call: Call) -> Known:
 
 def _shape(call: Call) -> Known:
     value, argument = call.node.inputs[0], call.arguments[0]
+    lengths: list[int | Axis | None]
     if isinstance(argument, Tensor):
-        lengths: list[int | Axis] = []
-        for axis in argument.axes:
-            lengths.append(axis if axis else 1)
+        lengths = [axis if axis else 1 for axis in argument.axes]
     else:
         shape = None if value is None else call.infos[value].shape
-        if shape is None or not all(isinstance(dim, int) for dim in shape):
+        if shape is None:
             raise NotExpressibleError
-        lengths = [dim for dim in shape if isinstance(dim, int)]
-    end = call.attribute("end", len(lengths))
-    return Lengths(tuple(lengths[call.attribute("start", 0) : end]))
+        lengths = [call.names.get(dim) if isinstance(dim, str) else dim for dim in shape]
+    part = lengths[call.attribute("start", 0) : call.attribute("end", len(lengths))]
+    known = tuple(each for each in part if each is not None)
+    if len(known) < len(part):
+        raise NotExpressibleError
+    return Lengths(known)
 
 
 def _size(call: Call) -> Known:

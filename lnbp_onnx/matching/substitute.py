@@ -10,7 +10,7 @@ from onnx import AttributeProto
 from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidNodeError
 from lnbp_onnx.graphs.inference import info_of
-from lnbp_onnx.graphs.replace import detach_unused, remove_nodes, take_over
+from lnbp_onnx.graphs.replace import Users, detach_unused, remove_nodes, take_over
 from lnbp_onnx.graphs.writer import Writer
 from lnbp_onnx.matching.gradient import Gradient
 from lnbp_onnx.matching.operands import Statistic
@@ -19,14 +19,23 @@ from lnbp_onnx.node import BackpropNode, Dim, TensorInfo, attribute_protos, desc
 
 # What computes a value that is equal to its first operand, where it is known to be equal to it at all.
 _KEEPING = frozenset({*VIEWS, "ReduceSum", "ReduceMean", "Transpose"})
+# The place of what reads the graph's inputs only.
+_BEGINNING = -1
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A value that an output of the operator replaces; `shape` is its own where that is another one."""
+    """A value that an output of the operator replaces.
+
+    Attributes:
+        value: The value.
+        shape: Its own shape, where that is another one.
+        has_seeds: Whether its shape has one more axis, at its end and of length 1.
+    """
 
     value: ir.Value
     shape: tuple[int, ...] | None = None
+    has_seeds: bool = False
 
 
 class Substitution:
@@ -53,9 +62,10 @@ class Substitution:
         self._owners = owners
         self._opset = opset
         self._unique_name = unique_name
-        # A node inserted after another has its position and more, which orders as the nodes do.
-        self._positions: dict[ir.Node, tuple[int, ...]] = {node: (index,) for index, node in enumerate(graph)}
-        self._insertions = 0
+        # Nodes are inserted after one that was there from the beginning, those of a later gradient after the others'.
+        self._positions: dict[ir.Node, tuple[int, int]] = {node: (index, 0) for index, node in enumerate(graph)}
+        self._places: dict[int, list[ir.Node]] = {index: [node] for index, node in enumerate(graph)}
+        self._users = Users()
         self._output_indices: dict[ir.Value, list[int]] = {}
         for index, output in enumerate(graph.outputs):
             self._output_indices.setdefault(output, []).append(index)
@@ -78,7 +88,7 @@ class Substitution:
             InvalidNodeError: Where the specification refuses it.
         """
         infos = [None if value is None else self._infos[value] for value in gradient.operands.inputs]
-        if gradient.operands.dy_axes is not None:
+        if gradient.operands.dy_axes is not None or gradient.operands.dy_has_seeds:
             infos[1] = infos[0]
         if infos[2] is not None and gradient.gamma_shape is not None:
             infos[2] = TensorInfo(infos[2].element_type, gradient.gamma_shape)
@@ -92,14 +102,10 @@ class Substitution:
 
     def apply(self, gradient: Gradient) -> ir.Node | None:
         """Replace what computes a gradient by the operator; return its node, None where nothing is gained."""
-        producers = [value.producer() for value in gradient.operands.inputs if value is not None]
-        last = max(
-            (node for node in producers if node in self._positions),
-            key=lambda node: self._positions[node],
-            default=None,
-        )
-        position = () if last is None else self._positions[last]
-        targets = {name: self._targets(gradient, name, position) for name in spec.OUTPUT_NAMES}
+        read = (*gradient.operands.inputs, *gradient.addends)
+        producers = [value.producer() for value in read if value is not None]
+        place = max((self._positions[node][0] for node in producers if node in self._positions), default=_BEGINNING)
+        targets = {name: self._targets(gradient, name, place) for name in spec.OUTPUT_NAMES}
         if not targets["input_delta"] and not targets["gamma_delta"]:
             return None
 
@@ -119,15 +125,19 @@ class Substitution:
         operator = self._operator(gradient, inputs, writer, targets)
         nodes = writer.nodes
         renewed: dict[ir.Value, ir.Value] = {}
-        for name, output in zip(spec.OUTPUT_NAMES, operator.outputs, strict=False):
+        results = list(operator.outputs)
+        for addend in gradient.addends:
+            shape = self._infos[addend].shape
+            results[0] = writer.op("Add", addend, results[0], name="input_delta_sum", shape=shape)
+        for name, output in zip(spec.OUTPUT_NAMES, results, strict=False):
             for target in targets[name]:
                 copies = self._writer(target.value.name or label, origin_node)
                 renewed[target.value] = self._copy(output, target, output in renewed.values(), copies)
                 nodes += copies.nodes
         self._infos.update((value, info_of(value)) for node in nodes for value in node.outputs)
-        self._insert(nodes, last, position)
+        self._insert(nodes, place)
         self._replace(renewed)
-        self._removed.update(detach_unused(renewed))
+        self._removed.update(detach_unused(renewed, self._users))
         return operator
 
     def _writer(self, label: str, origin: ir.Node) -> Writer:
@@ -141,7 +151,7 @@ class Substitution:
             metadata=origin.metadata_props,
         )
 
-    def _targets(self, gradient: Gradient, name: str, position: tuple[int, ...]) -> list[_Target]:
+    def _targets(self, gradient: Gradient, name: str, place: int) -> list[_Target]:
         """Choose the values to replace, of those that are equal to an output."""
         # Where there is one row, beta_delta is dy.
         equal = [value for value in gradient.outputs.get(name, ()) if value is not gradient.operands.dy]
@@ -156,12 +166,15 @@ class Substitution:
                 continue
             # A view of a value with the operator's shape stays a view of it.
             origin = next((each for each in exact if _derives_from(value, [each])), None)
-            shape = _reshape_target(self._infos[value].shape)
+            own = self._infos[value].shape
+            shape = _reshape_target(own)
             if origin is not None:
                 chosen[origin] = _Target(origin)
+            elif own is not None and wanted is not None and own == (*wanted, 1) and None not in own:
+                chosen[value] = _Target(value, has_seeds=True)
             elif shape is not None:
                 chosen[value] = _Target(value, shape)
-        return [target for value, target in chosen.items() if self._is_used_after(value, position)]
+        return [target for value, target in chosen.items() if self._is_used_after(value, place)]
 
     def _is_needed(self, value: ir.Value, equal: Sequence[ir.Value]) -> bool:
         """Return whether something but the computation of other equal values uses a value."""
@@ -169,13 +182,15 @@ class Substitution:
             output not in equal for node in value.consumers() for output in node.outputs
         )
 
-    def _is_used_after(self, value: ir.Value, position: tuple[int, ...]) -> bool:
+    def _is_used_after(self, value: ir.Value, place: int) -> bool:
+        """Return whether only nodes after those at a place use a value."""
+        end = (place, len(self._places.get(place, ())))
         for node in value.consumers():
             user = node
             while user.graph is not self._graph:
                 assert isinstance(user.graph, ir.Graph)
                 user = self._owners[user.graph]
-            if self._positions[user] <= position:
+            if self._positions[user] < end:
                 return False
         return True
 
@@ -189,11 +204,13 @@ class Substitution:
         return None if like is None else self._infos[like].shape
 
     def _in_order(self, gradient: Gradient, writer: Writer) -> ir.Value | None:
-        """Return dy with its axes in x's order."""
+        """Return dy with x's axes in their order."""
         dy, order = gradient.operands.dy, gradient.operands.dy_order
+        shape = self._infos[gradient.operands.x].shape
+        if dy is not None and gradient.operands.dy_has_seeds:
+            return writer.squeeze(dy, -1, name="output_delta", shape=shape)
         if dy is None or order is None:
             return dy
-        shape = self._infos[gradient.operands.x].shape
         return writer.op("Transpose", dy, name="output_delta", shape=shape, perm=list(order))
 
     def _in_shape(self, gradient: Gradient, writer: Writer) -> ir.Value | None:
@@ -254,6 +271,8 @@ class Substitution:
     def _copy(self, output: ir.Value, target: _Target, is_taken: bool, writer: Writer) -> ir.Value:
         """Return what replaces a target: the output itself, once, copies and views of it."""
         shape = self._infos[target.value].shape
+        if target.has_seeds:
+            return writer.unsqueeze(output, -1, name="copy", shape=shape)
         if target.shape is not None:
             return _reshaped(writer, output, target.shape, "copy", shape)
         return writer.op("Identity", output, name="copy", shape=shape) if is_taken else output
@@ -266,14 +285,17 @@ class Substitution:
             for index in self._output_indices[new]:
                 self._graph.outputs[index] = new
 
-    def _insert(self, nodes: Sequence[ir.Node], last: ir.Node | None, position: tuple[int, ...]) -> None:
-        if last is not None:
-            self._graph.insert_after(last, nodes)
+    def _insert(self, nodes: Sequence[ir.Node], place: int) -> None:
+        there = self._places.setdefault(place, [])
+        while there and there[-1].graph is not self._graph:
+            there.pop()
+        if there:
+            self._graph.insert_after(there[-1], nodes)
         else:
             self._graph.insert_before(self._graph[0], nodes)
-        self._insertions += 1
-        for index, node in enumerate(nodes):
-            self._positions[node] = (*position, -self._insertions, index)
+        for node in nodes:
+            self._positions[node] = (place, len(there))
+            there.append(node)
 
 
 def _derives_from(value: ir.Value, origins: Container[ir.Value]) -> bool:

@@ -5,11 +5,15 @@ from lnbp_onnx.passes.decompose import DecomposePass, DecomposeResult
 from lnbp_onnx.passes.embed import EmbedPass, EmbedResult
 from lnbp_onnx.passes.fuse import Fused, FusePass, FuseResult, Missed
 from lnbp_onnx.passes.gradient import GradientPass, GradientResult
+from lnbp_onnx.passes.gradient_nodes import GradientNodesPass, GradientNodesResult
 from lnbp_onnx.passes.in_turn import InTurn, InTurnResult
+from lnbp_onnx.passes.loss import LOSS, LossPass, LossResult
 from lnbp_onnx.passes.ort_training import OrtTrainingPass, OrtTrainingResult, Rewritten, held_training_ops
 from lnbp_onnx.passes.scatter import Scattered, ScatterPass, ScatterResult, scatter_reductions
+from lnbp_onnx.passes.training_step import TrainingStepPass, TrainingStepResult
 
 __all__ = [
+    "LOSS",
     "DecomposePass",
     "DecomposeResult",
     "EmbedPass",
@@ -17,10 +21,14 @@ __all__ = [
     "FusePass",
     "FuseResult",
     "Fused",
+    "GradientNodesPass",
+    "GradientNodesResult",
     "GradientPass",
     "GradientResult",
     "InTurn",
     "InTurnResult",
+    "LossPass",
+    "LossResult",
     "Missed",
     "OrtTrainingPass",
     "OrtTrainingResult",
@@ -28,6 +36,8 @@ __all__ = [
     "ScatterPass",
     "ScatterResult",
     "Scattered",
+    "TrainingStepPass",
+    "TrainingStepResult",
     "held_training_ops",
     "scatter_reductions",
 ]

@@ -3,28 +3,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.gradients.backward import Backward
 from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, infer
-from lnbp_onnx.graphs.names import names_in, unique_names
-from lnbp_onnx.graphs.onnx_calls import sizes_written_out
+from lnbp_onnx.graphs.inline import inline_functions
+from lnbp_onnx.graphs.names import computed_value, listed, matches, names_in, unique_names
+from lnbp_onnx.graphs.opsets import opset_to_train_in
 from lnbp_onnx.node import TensorInfo
-
-OLDEST_OPSET = 13
-"""The oldest default-domain opset whose operators the rules are written for."""
-
-_NAMES_SHOWN = 10
-
-
-# onnx_ir's inlining takes a time that grows with the square of the nodes.
-_MOST_INLINED = 2_000
 
 
 @dataclass
@@ -41,11 +31,10 @@ class GradientResult(ir.passes.PassResult):
 class GradientPass(ir.passes.InPlacePass):
     """Append the gradients of a value to the main graph's outputs; `lnbp_onnx.gradient` says how.
 
-    Taken: the operators of `lnbp_onnx.gradients.RULES` in the main graph, and in functions, which are inlined; opsets
-    13 and newer.
+    Taken: operators that have a rule (`lnbp_onnx.gradients.rule_of`) or are written out in others, If, Loop and Scan;
+    in the main graph, and in functions, which are inlined. Opsets 13 and newer.
 
-    Refused: any other operator that the gradient passes, all of which are named; nodes with subgraphs among them. A
-    `wrt` that `of` does not depend on.
+    Refused: any other operator that the gradient passes, all of which are named. A `wrt` that `of` does not depend on.
 
     Left alone: what the gradient does not pass, whatever it is.
     """
@@ -73,19 +62,16 @@ class GradientPass(ir.passes.InPlacePass):
         Raises:
             InvalidModelError: As `lnbp_onnx.gradient`; the model is left half-rewritten then.
         """
-        opset = model.opset_imports.get("", 0)
-        if opset < OLDEST_OPSET:
-            raise InvalidModelError(
-                f"The model's default-domain opset is {opset or 'not imported'}; gradients are written from "
-                f"{OLDEST_OPSET} on (convert the model with onnx.version_converter)."
-            )
-        _inline_functions(model)
+        opset = opset_to_train_in(model)
+        inline_functions(model)
         graph = model.graph
-        infos = infer(graph, Functions(model.functions.values()), model.opset_imports)
+        functions = Functions(model.functions.values())
+        infos = infer(graph, functions, model.opset_imports)
         unique_name = unique_names(names_in(graph))
         backward = Backward(graph, infos, opset, unique_name)
-        of = self._value(graph)
+        of = computed_value(graph, self._of, "of")
         sources = self._sources(graph, infos, backward, of)
+        of = backward.with_bodies(of, sources, lambda: infer(graph, functions, model.opset_imports))
         seed = self._seed_input(graph, infos, of) if self._seed is not None else backward.scalar_one(of)
         if self._seed is not None and unique_name(self._seed) != self._seed:
             raise InvalidModelError(f"seed: the model has the name {self._seed!r} already (choose another one).")
@@ -93,21 +79,15 @@ class GradientPass(ir.passes.InPlacePass):
         for source in sources:
             if not source.is_graph_input():
                 graph.inputs.append(source)
-        gradients = backward.write(of, seed, sources)
+        names = [f"{source.name}.grad" for source in sources]
+        for name in names:
+            if unique_name(name) != name:
+                raise InvalidModelError(f"The model has the name {name!r}, which the gradient needs (rename it).")
+        gradients = backward.write(of, seed, sources, names)
         graph.outputs.extend(gradients)
-        if any(node.domain == spec.DOMAIN for node in graph):
+        if any(node.domain == spec.DOMAIN for node in graph.all_nodes()):
             model.opset_imports.setdefault(spec.DOMAIN, spec.OP_VERSION)
         return GradientResult(model, True, tuple(str(gradient.name) for gradient in gradients))
-
-    def _value(self, graph: ir.Graph) -> ir.Value:
-        computed = {output.name: output for node in graph for output in node.outputs if output.name}
-        if self._of not in computed:
-            outputs = ", ".join(repr(output.name) for output in graph.outputs)
-            raise InvalidModelError(
-                f"of: no node of the main graph computes {self._of!r} (give the name of one of its values; the model's "
-                f"outputs are {outputs or 'none'})."
-            )
-        return computed[self._of]
 
     def _sources(
         self, graph: ir.Graph, infos: dict[ir.Value, TensorInfo], backward: Backward, of: ir.Value
@@ -152,12 +132,11 @@ class GradientPass(ir.passes.InPlacePass):
         reached = [str(value.name) for value in backward.sources_of(candidates, of)]
         names = []
         for pattern in self._wrt or ():
-            found = [name for name in reached if name == pattern or fnmatchcase(name, pattern)]
+            found = [name for name in reached if matches(name, pattern)]
             if not found:
-                shown = [*map(repr, reached[:_NAMES_SHOWN]), *(["..."] if len(reached) > _NAMES_SHOWN else [])]
                 raise InvalidModelError(
                     f"wrt: {pattern!r} matches no input and no initializer that {self._of!r} has a gradient for (those "
-                    f"are {', '.join(shown) or 'none'})."
+                    f"are {listed(reached)})."
                 )
             names += found
         return names
@@ -177,31 +156,3 @@ class GradientPass(ir.passes.InPlacePass):
         infos[seed] = info
         graph.inputs.append(seed)
         return seed
-
-
-def _inline_functions(model: ir.Model) -> None:
-    if not model.functions:
-        return
-    for function in model.functions.values():
-        for domain, version in function.opset_imports.items():
-            imported = model.opset_imports.get(domain, version)
-            if imported != version:
-                raise InvalidModelError(
-                    f"The function {function.domain}::{function.name} imports version {version} of domain "
-                    f"{domain or 'ai.onnx'!r}, and the model {imported}; it cannot be inlined (convert one of them)."
-                )
-    count = _called_nodes(model)
-    if count > _MOST_INLINED:
-        raise InvalidModelError(
-            f"The calls of the model's functions hold {count} nodes when they are written out; {_MOST_INLINED} are "
-            "written out here (do it before, with onnx.inliner.inline_local_functions)."
-        )
-    InlinePass()(model)
-
-
-def _called_nodes(model: ir.Model) -> int:
-    """Return how many nodes the calls in the main graph are when each is written out."""
-    sizes = sizes_written_out(
-        {key: [node.op_identifier() for node in function.all_nodes()] for key, function in model.functions.items()}
-    )
-    return sum(sizes.get(node.op_identifier(), 0) for node in model.graph.all_nodes())

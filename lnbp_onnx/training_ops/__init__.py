@@ -19,6 +19,7 @@ from lnbp_onnx.training_ops import (
     indexing,
     layer_norm,
     normalization,
+    resizing,
     softmax,
 )
 from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp
@@ -57,7 +58,7 @@ REWRITINGS: Mapping[str, Callable[[TrainingOp], Outputs]] = MappingProxyType(
         "QuickGeluGrad": activations.quick_gelu_grad,
         "ReduceSumTraining": broadcasting.reduce_sum_training,
         "ReluGrad": activations.relu_grad,
-        "ResizeGrad": convolution.resize_grad,
+        "ResizeGrad": resizing.resize_grad,
         "Scale": activations.scale,
         "SigmoidGrad": activations.sigmoid_grad,
         "SimplifiedLayerNormalizationGrad": normalization.simplified_layer_normalization_grad,

@@ -3,10 +3,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from lnbp_onnx.graphs.writer import Writer
@@ -27,10 +26,13 @@ class Window:
         """Return it as attributes of Conv and ConvTranspose."""
         return {"strides": self.strides, "dilations": self.dilations, "pads": self.pads}
 
+    def spans(self) -> list[int]:
+        """Return how far the window reaches along each axis."""
+        return [(kernel - 1) * dilation + 1 for kernel, dilation in zip(self.kernel, self.dilations, strict=True)]
+
     def remainders(self, lengths: Sequence[int | None]) -> list[int | None]:
         """Return how many elements at the end of each axis the last step leaves out, None where that is not known."""
-        axes = len(self.kernel)
-        spans = [(kernel - 1) * dilation + 1 for kernel, dilation in zip(self.kernel, self.dilations, strict=True)]
+        axes, spans = len(self.kernel), self.spans()
         remainders: list[int | None] = []
         for axis, length in enumerate(lengths):
             if self.strides[axis] == 1:
@@ -43,11 +45,8 @@ class Window:
         return remainders
 
 
-def _window(w: TrainingOp, kernel: Sequence[int]) -> Window:
-    if w.attribute("auto_pad", "NOTSET") not in ("NOTSET", ""):
-        w.refuse(f"its attribute auto_pad is {w.attribute('auto_pad', '')!r}; it must be NOTSET, with explicit pads")
-    if w.attribute("ceil_mode", 0):
-        w.refuse("its attribute ceil_mode is 1; only 0 can be written")
+def _moves(w: TrainingOp, kernel: Sequence[int]) -> Window:
+    """Read the window of a convolution or a pooling, with the pads of its attribute."""
     axes = len(kernel)
     strides, dilations, pads = (
         list(w.attribute(name, None) or [default] * count)
@@ -61,21 +60,49 @@ def _window(w: TrainingOp, kernel: Sequence[int]) -> Window:
     return Window(list(kernel), strides, dilations, pads)
 
 
-def _lengths(w: TrainingOp, window: Window, value: ir.Value, name: str) -> list[int | None]:
+def _window(w: TrainingOp, kernel: Sequence[int], lengths: Sequence[int | None]) -> Window:
+    """Read the window of a convolution or a pooling that goes over spatial axes of these lengths."""
+    window = _moves(w, kernel)
+    auto_pad = w.attribute("auto_pad", "NOTSET") or "NOTSET"
+    if auto_pad == "NOTSET":
+        return window
+    if auto_pad == "VALID":
+        return replace(window, pads=[0] * 2 * len(kernel))
+    if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
+        w.refuse(f"its attribute auto_pad is {auto_pad!r}; it must be NOTSET, VALID, SAME_UPPER or SAME_LOWER")
+    return replace(window, pads=_halves(_same_pads(w, window, lengths), auto_pad))
+
+
+def _same_pads(w: TrainingOp, window: Window, lengths: Sequence[int | None]) -> list[int]:
+    """Return how long an axis is padded for as many steps as its length has strides."""
+    pads = []
+    for length, span, stride in zip(lengths, window.spans(), window.strides, strict=True):
+        if stride == 1:
+            pads.append(span - 1)
+        elif length is None:
+            w.refuse("it has auto_pad and strides, and the lengths of its spatial axes are not known (give pads)")
+        else:
+            pads.append(max((-(-length // stride) - 1) * stride + span - length, 0))
+    return pads
+
+
+def _halves(pads: Sequence[int], auto_pad: str) -> list[int]:
+    """Return pads at the begin and the end of each axis, of which one gets more where they are odd."""
+    less, more = [pad // 2 for pad in pads], [pad - pad // 2 for pad in pads]
+    return more + less if auto_pad == "SAME_LOWER" else less + more
+
+
+def _lengths(w: TrainingOp, axes: int, value: ir.Value, name: str) -> list[int | None]:
     """Return the lengths of a value's spatial axes, None for those that are not known."""
     shape = w.info(value).shape
     if shape is None:
-        return [None] * len(window.kernel)
-    _check_axes(w, window, shape[2:], name)
-    return [dim if isinstance(dim, int) else None for dim in shape[2:]]
-
-
-def _check_axes(w: TrainingOp, window: Window, lengths: Sequence[Any], name: str) -> None:
-    if len(lengths) != len(window.kernel):
+        return [None] * axes
+    if len(shape) - 2 != axes:
         w.refuse(
-            f"{name} has {len(lengths)} spatial axes, and the kernel {len(window.kernel)}; they must have as many "
-            "(correct the shapes, or kernel_shape)"
+            f"{name} has {len(shape) - 2} spatial axes, and the kernel {axes}; they must have as many (correct the "
+            "shapes, or kernel_shape)"
         )
+    return [dim if isinstance(dim, int) else None for dim in shape[2:]]
 
 
 def conv_grad(w: TrainingOp) -> Outputs:
@@ -88,8 +115,8 @@ def conv_grad(w: TrainingOp) -> Outputs:
     element_type = w.element_type(*given)
     dy, x, weights = w.computed(*given)
     weight_shape = w.static_shape(given[2], "W")
-    window, group = _window(w, weight_shape[2:]), w.attribute("group", 1)
-    lengths = _lengths(w, window, given[1], "X")
+    lengths = _lengths(w, len(weight_shape) - 2, given[1], "X")
+    window, group = _window(w, weight_shape[2:], lengths), w.attribute("group", 1)
     gradients: list[ir.Value | None] = [None, None, None]
     if w.is_wanted(0):
         gradients[0] = conv_input_gradient(w, dy, x, weights, window, group, lengths)
@@ -109,10 +136,8 @@ def conv_transpose_grad(w: TrainingOp) -> Outputs:
     element_type = w.element_type(*given)
     dy, x, weights = w.computed(*given)
     weight_shape = w.static_shape(given[2], "W")
-    window, group = _window(w, weight_shape[2:]), w.attribute("group", 1)
-    if w.attribute("output_shape", None):
-        w.refuse("it has the attribute output_shape; only explicit pads can be written (give pads instead)")
-    lengths = _lengths(w, window, given[0], "dY")
+    lengths, group = _lengths(w, len(weight_shape) - 2, given[0], "dY"), w.attribute("group", 1)
+    window = _transposed_window(w, weight_shape[2:], _lengths(w, len(weight_shape) - 2, given[1], "X"))
     gradients: list[ir.Value | None] = [None, None, None]
     if w.is_wanted(0):
         dx = w.op("Conv", dy, weights, group=group, **window.attributes())
@@ -125,6 +150,30 @@ def conv_transpose_grad(w: TrainingOp) -> Outputs:
     if w.is_wanted(2):
         gradients[2] = conv_bias_gradient(w, dy, window)
     return [None if value is None else w.cast(value, element_type) for value in gradients]
+
+
+def _transposed_window(w: TrainingOp, kernel: Sequence[int], lengths: Sequence[int | None]) -> Window:
+    """Read the window of ConvTranspose, whose input has spatial axes of these lengths."""
+    auto_pad, output_shape = w.attribute("auto_pad", "NOTSET") or "NOTSET", w.attribute("output_shape", None)
+    if output_shape is None and auto_pad in ("NOTSET", "VALID"):
+        return _window(w, kernel, lengths)
+    window = _moves(w, kernel)
+    added = w.attribute("output_padding", None) or [0] * len(kernel)
+    # What SAME makes of an input is as long as its length times the stride.
+    least = [span + more - stride for span, more, stride in zip(window.spans(), added, window.strides, strict=True)]
+    if output_shape is None:
+        return replace(window, pads=_halves([max(each, 0) for each in least], auto_pad))
+    if None in lengths:
+        w.refuse("it has output_shape, and the lengths of its input's spatial axes are not known (give pads)")
+    pads = [
+        (length or 0) * stride + each - wanted
+        for length, stride, each, wanted in zip(
+            lengths, window.strides, least, output_shape[-len(kernel) :], strict=True
+        )
+    ]
+    if min(pads) < 0:
+        w.refuse(f"its output_shape {list(output_shape)} is longer than what it computes (give output_padding)")
+    return replace(window, pads=_halves(pads, "SAME_UPPER" if auto_pad == "SAME_UPPER" else "SAME_LOWER"))
 
 
 def conv_input_gradient(
@@ -191,43 +240,6 @@ def _first_elements(w: Writer, value: ir.Value, lengths: ir.Value, axes: int) ->
     return w.op("Slice", value, w.ints(*[0] * axes), lengths, w.ints(*range(2, 2 + axes)))
 
 
-def resize_grad(w: TrainingOp) -> Outputs:
-    """(dY, X, roi, scales; the attributes of Resize): the gradient of X, which has 4 axes, the last two resized.
-
-    Resize is linear, an axis at a time: what it makes of the identity is its matrix for an axis.
-    """
-    given = w.inputs("dY", "X")
-    element_type = w.element_type(*given)
-    rank = next((len(shape) for shape in (w.info(value).shape for value in given[::-1]) if shape is not None), None)
-    if rank != 4:
-        w.refuse(f"X has {'an unknown number of' if rank is None else rank} axes; there must be 4 (add its value_info)")
-    if w.attribute("coordinate_transformation_mode", "") == "tf_crop_and_resize" or w.attribute("axes", None):
-        w.refuse("it crops or has the attribute axes; only a resize of the last two axes as a whole can be written")
-    if w.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
-        w.refuse("its attribute keep_aspect_ratio_policy must be 'stretch'")
-    attributes = {name: w.attribute(name, None) for name in w.node.attributes}
-    dy, x = w.computed(*given)
-    scales = w.optional_input(3)
-    if scales is not None and w.info(scales).shape == (0,):
-        scales = None
-
-    def matrix(axis: int) -> ir.Value:
-        length, one = w.part(w.shape(x), axis, axis + 1), w.constant([1.0], ir.DataType.FLOAT)
-        zeros = w.filled(w.joined(length, length), 0.0, ir.DataType.FLOAT)
-        identity = w.op("EyeLike", zeros)
-        none = w.constant(np.zeros(0), ir.DataType.FLOAT)
-        if scales is None:
-            sizes = w.joined(w.part(w.shape(dy), axis, axis + 1), length)
-            operands = [none, none, sizes] if w.opset < 13 else [None, None, sizes]
-        else:
-            scale = w.part(w.cast(scales, ir.DataType.FLOAT), axis, axis + 1)
-            operands = [none if w.opset < 13 else None, w.joined(scale, one)]
-        return w.cast(w.op("Resize", identity, *operands, **attributes), w.element_type(dy))
-
-    rows = w.op("MatMul", w.op("Transpose", matrix(2), perm=[1, 0]), w.op("MatMul", dy, matrix(3)))
-    return [w.cast(rows, element_type)]
-
-
 def max_pool_grad(w: TrainingOp) -> Outputs:
     """(dY, Indices): zeros, with dY added at the indices, which count the elements of the whole input."""
     dy, indices = w.inputs("dY", "Indices")
@@ -252,16 +264,26 @@ def average_pool_grad(w: TrainingOp) -> Outputs:
     (dy,) = w.inputs("dY")
     element_type = w.element_type(dy, w.node.outputs[0])
     dy = w.cast(dy, compute_type(element_type))
-    lengths = w.static_shape(w.node.outputs[0], "its output", 1)
-    window = _window(w, w.attribute("kernel_shape", []))
-    _check_axes(w, window, lengths[1:], "its output")
-    channels, lengths = lengths[0], lengths[1:]
-    one_channel = [1, 1, *window.kernel]
-    if w.attribute("count_include_pad", 0):
-        counts = w.scalar_like(float(math.prod(window.kernel)), dy)
+    channels, *lengths = w.static_shape(w.node.outputs[0], "its output", 1)
+    kernel = w.attribute("kernel_shape", [])
+    _lengths(w, len(kernel), w.node.outputs[0], "its output")
+    window = _window(w, kernel, lengths)
+    padded = [
+        length + begin + end
+        for length, begin, end in zip(lengths, window.pads, window.pads[len(kernel) :], strict=False)
+    ]
+    beyond = _beyond(w, window, lengths, padded)
+    window = replace(
+        window, pads=[pad + more for pad, more in zip(window.pads, [0] * len(kernel) + beyond, strict=True)]
+    )
+    if w.attribute("count_include_pad", 0) and not any(beyond):
+        counts = w.scalar_like(float(math.prod(kernel)), dy)
     else:
-        ones = w.filled(w.ints(1, 1, *lengths), 1.0, w.element_type(dy))
-        counts = w.op("Conv", ones, w.filled(w.ints(*one_channel), 1.0, w.element_type(dy)), **window.attributes())
+        counted, around = lengths, window
+        if w.attribute("count_include_pad", 0):
+            counted, around = padded, replace(window, pads=[0] * len(kernel) + beyond)
+        ones = w.filled(w.ints(1, 1, *counted), 1.0, w.element_type(dy))
+        counts = w.op("Conv", ones, w.filled(w.ints(1, 1, *kernel), 1.0, w.element_type(dy)), **around.attributes())
     shares = w.op("Div", dy, counts)
     result = w.op(
         "ConvTranspose",
@@ -272,3 +294,16 @@ def average_pool_grad(w: TrainingOp) -> Outputs:
         **window.attributes(),
     )
     return [w.cast(result, element_type)]
+
+
+def _beyond(w: TrainingOp, window: Window, lengths: Sequence[int], padded: Sequence[int]) -> list[int]:
+    """Return how far the last step of a pooling reaches beyond the pads at the end of each axis."""
+    if not w.attribute("ceil_mode", 0) or w.attribute("auto_pad", "NOTSET") not in ("NOTSET", ""):
+        return [0] * len(lengths)
+    beyond = []
+    for axis, (span, stride) in enumerate(zip(window.spans(), window.strides, strict=True)):
+        steps = -(-(padded[axis] - span) // stride)
+        # None begins in the pads at the end.
+        steps -= steps * stride >= lengths[axis] + window.pads[axis]
+        beyond.append(max(steps * stride + span - padded[axis], 0))
+    return beyond

@@ -81,7 +81,24 @@ def softmax_cross_entropy_loss_internal_grad(w: TrainingOp) -> Outputs:
 def _loss_grad(w: TrainingOp, ignore_index: ir.Value | None) -> ir.Value:
     dy, log_prob, label = w.inputs("dY", "log_prob", "label")
     dy, log_prob = w.computed(dy, log_prob)
-    labels = _Labels(w, label, ignore_index, w.optional_input(3), w.element_type(log_prob))
+    return label_gradient(w, dy, log_prob, label, w.optional_input(3), ignore_index, by_softmax=True)
+
+
+def label_gradient(
+    w: TrainingOp,
+    dy: ir.Value,
+    log_prob: ir.Value,
+    label: ir.Value,
+    class_weights: ir.Value | None,
+    ignore_index: ir.Value | None,
+    *,
+    by_softmax: bool,
+) -> ir.Value:
+    """Return the gradient of a loss that takes -log_prob at each label: by log_prob, or by what log_softmax made it of.
+
+    The attribute reduction is the node's.
+    """
+    labels = _Labels(w, label, ignore_index, class_weights, w.element_type(log_prob))
     reduction = _reduction(w)
     if reduction != "none":
         dy = w.reshape(dy, w.ints())
@@ -91,8 +108,9 @@ def _loss_grad(w: TrainingOp, ignore_index: ir.Value | None) -> ir.Value:
     classes = w.squeeze(w.part(w.shape(log_prob), 1, 2), 0)
     values = w.constant([0.0, 1.0], ir.DataType.FLOAT)
     onehot = w.op("OneHot", labels.safe, classes, values, axis=1, element_type=ir.DataType.FLOAT)
-    difference = w.op("Sub", w.op("Exp", log_prob), w.cast(onehot, w.element_type(log_prob)))
-    result = w.op("Mul", difference, share)
+    onehot = w.cast(onehot, w.element_type(log_prob))
+    slope = w.op("Sub", w.op("Exp", log_prob), onehot) if by_softmax else w.op("Neg", onehot)
+    result = w.op("Mul", slope, share)
     if labels.ignored is None:
         return result
     return w.where(w.unsqueeze(labels.ignored, 1), w.scalar_like(0.0, result), result)

@@ -29,6 +29,7 @@ class TrainingOp(Writer):
         infos: Mapping[ir.Value, TensorInfo],
         opset: int,
         unique_name: Callable[[str], str],
+        newer_opset: str = "build the training graph anew, from a model of opset 13 or newer",
     ) -> None:
         label = name_of(node)
         super().__init__(
@@ -38,7 +39,7 @@ class TrainingOp(Writer):
             infos,
             prefix=f"{label}/",
             error=InvalidModelError,
-            newer_opset="build the training graph anew, from a model of opset 13 or newer",
+            newer_opset=newer_opset,
             metadata=node.metadata_props,
         )
         self.node = node

@@ -94,6 +94,7 @@ struct PortableSteps {
 
   static constexpr std::size_t kRowsAtOnce = 1;
   static constexpr bool kSumsAhead = false;
+  struct Stage {};
 
   template <std::size_t kRows>
   static void SumInput(const Tile<C>& tile, std::size_t row, const C* mean,
@@ -135,7 +136,7 @@ struct PortableSteps {
 
   template <std::size_t kRows>
   static void Apply(const Tile<C>& tile, std::size_t row,
-                    const RowValues<C>& values) {
+                    const RowValues<C>& values, Stage&) {
     static_assert(kRows == 1);
     C xhat[kStage];
     C g[kStage];

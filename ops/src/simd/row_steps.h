@@ -5,14 +5,15 @@
 //
 //     SumInput<kRows>(tile, row, mean, sums), sums[r] being that of row + r
 //     SumProducts<kRows>(tile, row, values, sums)
-//     Apply<kRows>(tile, row, values)
+//     Apply<kRows>(tile, row, values, stage)
 //
 // kRows is 1, and up to Steps::kRowsAtOnce also 2 and 4. Where
 // Steps::kSumsAhead there is also
 //
-//     ApplyAndSum(tile, row, row_to_sum, values, sums)
+//     ApplyAndSum(tile, row, row_to_sum, values, stage, sums)
 //
-// which is Apply<1> of `row` and SumProducts<1> of `row_to_sum`.
+// which is Apply<1> of `row` and SumProducts<1> of `row_to_sum`. The
+// Steps::Stage is the same for all rows of a call.
 
 #ifndef LNBP_ONNX_ROW_STEPS_H_
 #define LNBP_ONNX_ROW_STEPS_H_
@@ -55,9 +56,10 @@ class RowFunctionsOf {
                         std::size_t group_rows, RowMeans means,
                         RowValues<C>& values) {
     if (!values.has_residual) means.SetRstd(num_rows, values);
+    typename Steps::Stage stage;
     if constexpr (Steps::kSumsAhead) {
       if (tile.rows_summed_ahead != 0) {
-        return SumAhead(tile, num_rows, means, values);
+        return SumAhead(tile, num_rows, means, values, stage);
       }
     }
     for (std::size_t begin = 0; begin < num_rows; begin += group_rows) {
@@ -76,14 +78,15 @@ class RowFunctionsOf {
         ForRows(begin, end, set_values);
       }
       ForRows(begin, end, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
-        Steps::template Apply<rows>(tile, row, values);
+        Steps::template Apply<rows>(tile, row, values, stage);
       });
     }
   }
 
   // The sums of a row are made while input_delta is written for one before.
   static LNBP_INLINE void SumAhead(const Tile<C>& tile, std::size_t num_rows,
-                                   RowMeans means, RowValues<C>& values) {
+                                   RowMeans means, RowValues<C>& values,
+                                   typename Steps::Stage& stage) {
     const std::size_t distance =
         tile.rows_summed_ahead < num_rows ? tile.rows_summed_ahead : num_rows;
     ForRows(0, distance, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
@@ -91,15 +94,15 @@ class RowFunctionsOf {
     });
     for (std::size_t row = distance; row < num_rows; ++row) {
       SetValuesBy<1>(tile, row, means, values,
-                     [=, &values](const Tile<C>& columns, RowSums<1>& sums)
-                         LNBP_INLINE_LAMBDA {
-                           Steps::ApplyAndSum(columns, row - distance, row,
-                                              values, sums);
-                         });
+                     [=, &values, &stage](const Tile<C>& columns,
+                                          RowSums<1>& sums) LNBP_INLINE_LAMBDA {
+                       Steps::ApplyAndSum(columns, row - distance, row, values,
+                                          stage, sums);
+                     });
     }
     ForRows(num_rows - distance, num_rows,
             [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
-              Steps::template Apply<rows>(tile, row, values);
+              Steps::template Apply<rows>(tile, row, values, stage);
             });
   }
 
@@ -211,8 +214,9 @@ class RowFunctionsOf {
 
   static void Apply(const Tile<C>& tile, std::size_t num_rows,
                     const RowValues<C>& values) {
+    typename Steps::Stage stage;
     ForRows(0, num_rows, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
-      Steps::template Apply<rows>(tile, row, values);
+      Steps::template Apply<rows>(tile, row, values, stage);
     });
   }
 

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operators without a rule that are defined by others: a node is written out, and the others have rules."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from lnbp_onnx.gradients.fused import FUSED
+from lnbp_onnx.graphs.inference import known
+from lnbp_onnx.graphs.inline import written_out
+from lnbp_onnx.graphs.replace import Replacement
+from lnbp_onnx.node import TensorInfo
+from lnbp_onnx.training_ops import MICROSOFT_DOMAIN, TrainingOp
+
+
+def body(
+    node: ir.Node, infos: Mapping[ir.Value, TensorInfo], opset: int, unique_name: Callable[[str], str]
+) -> Replacement | None:
+    """Return what a node is defined by: the function of its ONNX schema, or an entry of `FUSED`; None without one.
+
+    Raises:
+        InvalidModelError: Where a fused operator is in a form that cannot be written out.
+    """
+    if node.domain == MICROSOFT_DOMAIN and node.op_type in FUSED:
+        op = TrainingOp(node, infos, opset, unique_name)
+        outputs = FUSED[node.op_type](op)[: len(node.outputs)]
+        for index, (output, value) in enumerate(zip(node.outputs, outputs, strict=False)):
+            if value is None and (output.uses() or output.is_graph_output()):
+                op.refuse(
+                    f"its output {index}, {output.name!r}, is used, which is not covered (use what it stands for)"
+                )
+        return Replacement(node, op.nodes, outputs)
+    function = _schema_function(node, infos, opset) if node.domain == "" else None
+    return None if function is None else written_out(node, function, unique_name)
+
+
+def _schema_function(node: ir.Node, infos: Mapping[ir.Value, TensorInfo], opset: int) -> ir.Function | None:
+    try:
+        # onnx's stubs lack what follows.
+        schema: Any = onnx.defs.get_schema(node.op_type, opset)
+    except onnx.defs.SchemaError:
+        return None
+    if schema.has_function:
+        version = _newest(schema.function_opset_versions, opset)
+        written = schema.get_function_with_opset_version(version)
+    elif schema.has_context_dependent_function:
+        version = _newest(schema.context_dependent_function_opset_versions, opset)
+        types = [b"" if value is None else _type_proto(known(value, infos)) for value in node.inputs]
+        serialized = ir.serde.serialize_node(node).SerializeToString()
+        written = schema.get_context_dependent_function_with_opset_version(version, serialized, types)
+    else:
+        return None
+    proto = onnx.FunctionProto.FromString(written)
+    if not proto.node or not all(_means_the_same(each.op_type, version, opset) for each in proto.node):
+        return None
+    # Defaults are the schema's, and what is not asked for may not be computed.
+    defaults = [schema.attributes[name].default_value for name in proto.attribute]
+    proto.attribute_proto.extend(default for default in defaults if default.type)
+    del proto.attribute[:]
+    computed = {name for each in proto.node for name in each.output}
+    proto.output[:] = [name if name in computed else proto.output[0] for name in proto.output]
+    return ir.serde.deserialize_function(proto)
+
+
+def _newest(versions: list[int], opset: int) -> int:
+    return max((version for version in versions if version <= opset), default=min(versions))
+
+
+def _type_proto(info: TensorInfo) -> bytes:
+    shape = None if info.shape is None else list(info.shape)
+    written: bytes = onnx.helper.make_tensor_type_proto(info.element_type or 0, shape).SerializeToString()
+    return written
+
+
+def _means_the_same(op_type: str, version: int, opset: int) -> bool:
+    """Return whether a node that is written for one version is read in the same way in another one.
+
+    Versions differ in more than types where an attribute is gone or has another default, or inputs are others.
+    """
+    own, read = (onnx.defs.get_schema(op_type, each) for each in (version, opset))
+    if own.since_version == read.since_version:
+        return True
+    attributes = {name: attribute.default_value for name, attribute in own.attributes.items()}
+    return (
+        all(
+            name in read.attributes and read.attributes[name].default_value == default
+            for name, default in attributes.items()
+        )
+        and [each.name for each in own.inputs] == [each.name for each in read.inputs][: len(own.inputs)]
+    )
