@@ -327,6 +327,17 @@ def training_step(
         InvalidNodeError: As for `gradient`.
         ValueError: As for `gradient`; where `clip_norm` or `accumulation_steps` is out of its range, or `wrt` or `loss`
             is given without `of`.
+
+    Example:
+        >>> import onnx, lnbp_onnx
+        >>> forward = onnx.parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["": 17]>
+        ...     net (float[n, 2] x) => (float loss) <float[2] scale = {1.0, 2.0}>
+        ...     { y = LayerNormalization(x, scale)  loss = ReduceSum <keepdims = 0> (y) }
+        ... ''')
+        >>> step = lnbp_onnx.training_step(forward, of="loss", optimizer=lnbp_onnx.SGD(lr=0.1))
+        >>> [output.name for output in step.graph.output]
+        ['loss', 'scale.updated', 'step.updated']
     """
     passes = differentiation(of, wrt=wrt, loss=loss, label=label, class_axis=class_axis)
     step = TrainingStepPass(
@@ -356,6 +367,18 @@ def save_parameters(model: Any, values: Mapping[str, Any], path: str | Path | No
     Raises:
         InvalidModelError: Where the model cannot be used, or `path` not be written; where a value belongs to no
             initializer, or is not of its type and shape. All such values are named.
+
+    Example:
+        >>> import numpy as np
+        >>> import onnx, lnbp_onnx
+        >>> forward = onnx.parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["": 17]>
+        ...     net (float[n, 2] x) => (float loss) <float[2] scale = {1.0, 2.0}>
+        ...     { y = LayerNormalization(x, scale)  loss = ReduceSum <keepdims = 0> (y) }
+        ... ''')
+        >>> trained = lnbp_onnx.save_parameters(forward, {"scale": np.float32([0.5, 0.25])})
+        >>> onnx.numpy_helper.to_array(trained.graph.initializer[0]).tolist()
+        [0.5, 0.25]
     """
     if path is None:
         result = read_whole_model(model)

@@ -421,8 +421,8 @@ _OPTIMIZERS: dict[_OptimizerName, type[Optimizer]] = {_OptimizerName.ADAMW: Adam
 
 @_command(
     "train-step",
-    "train-step joint.onnx",
-    "train-step model.onnx --of logits --loss cross-entropy --label target --optimizer sgd --lr 0.1",
+    "train-step joint.onnx --optimizer sgd --lr 0.1",
+    "train-step m.onnx --of y --loss mse --label t",
 )
 def train_step(
     models: Annotated[list[Path], _models("training")],
@@ -442,27 +442,34 @@ def train_step(
         _OptimizerName.ADAMW
     ),
     lr: Annotated[
-        float | None, typer.Option("--lr", help="The default of the input learning_rate; 0.001 where not given.")
+        float | None,
+        typer.Option("--lr", metavar="NUMBER", help="The default of the input learning_rate; 0.001 where not given."),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option("--weight-decay", help="By default 0.01 of adamw, 0 of sgd.")
+        float | None, typer.Option("--weight-decay", metavar="NUMBER", help="By default 0.01 of adamw, 0 of sgd.")
     ] = None,
     no_weight_decay: Annotated[
         list[str] | None,
         typer.Option("--no-weight-decay", metavar="PATTERN", help="Parameters that do not decay; may be repeated."),
     ] = None,
     betas: Annotated[
-        tuple[float, float] | None, typer.Option("--betas", help="Of adamw; 0.9 0.999 by default.")
+        tuple[float, float] | None,
+        typer.Option("--betas", metavar="NUMBER NUMBER", help="Of adamw; 0.9 0.999 by default."),
     ] = None,
-    eps: Annotated[float | None, typer.Option("--eps", help="Of adamw; 1e-8 by default.")] = None,
-    momentum: Annotated[float | None, typer.Option("--momentum", help="Of sgd; 0 by default.")] = None,
-    dampening: Annotated[float | None, typer.Option("--dampening", help="Of sgd; 0 by default.")] = None,
+    eps: Annotated[float | None, typer.Option("--eps", metavar="NUMBER", help="Of adamw; 1e-8 by default.")] = None,
+    momentum: Annotated[
+        float | None, typer.Option("--momentum", metavar="NUMBER", help="Of sgd; 0 by default.")
+    ] = None,
+    dampening: Annotated[
+        float | None, typer.Option("--dampening", metavar="NUMBER", help="Of sgd; 0 by default.")
+    ] = None,
     nesterov: Annotated[bool | None, typer.Option("--nesterov", help="Of sgd.", show_default=False)] = None,
     clip_norm: Annotated[
-        float | None, typer.Option("--clip-norm", help="The largest norm of all gradients together.")
+        float | None, typer.Option("--clip-norm", metavar="NUMBER", help="The largest norm of all gradients together.")
     ] = None,
     accumulation_steps: Annotated[
-        int, typer.Option("--accumulation-steps", help="From the gradients of how many runs a step is taken.")
+        int,
+        typer.Option("--accumulation-steps", metavar="N", help="From the gradients of how many runs a step is taken."),
     ] = 1,
     output: Output = None,
     in_place: InPlace = False,

@@ -75,6 +75,8 @@ def inspected(name: str, model: ModelProto, remarks: Sequence[str]) -> Subject:
         told.append(f"fuse would make {len(found['nodes'])} {spec.OP_TYPE} nodes of what is there.")
     if found["nodes"] and not operators:
         return Subject(name, model, fused, True, _results(found), found["missed"], told, ("As it is", "Fused"))
+    if not operators:
+        return Subject(name, model, None, missed=found["missed"], remarks=told)
     try:
         after = apply(model, DecomposePass())
     except LnbpError as error:
@@ -130,8 +132,8 @@ def render(subject: Subject) -> str:
         _nodes_table(rows),
         _drawings(rows, subject),
         _missed_table(subject.missed),
-        _counts_table("Operators", *map(report.operator_counts, models), absent="0"),
-        _counts_table("Operator sets", *map(_opsets, models)),
+        _counts_table("Operators", subject.sides, [*map(report.operator_counts, models)], absent="0"),
+        _counts_table("Operator sets", subject.sides, [*map(_opsets, models)]),
     ]
     style, script = (resources.files(__package__).joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
@@ -292,10 +294,10 @@ def _missed_table(missed: Sequence[Mapping[str, str]]) -> str:
     return _table("Near misses", ["at", "place", "what stopped it"], rows)
 
 
-def _counts_table(title: str, *sides: Mapping[str, int], absent: str = "") -> str:
-    names = sorted({name for side in sides for name in side})
-    rows = [[text_of(name), *(str(side.get(name, absent)) for side in sides)] for name in names]
-    return _table(title, ["", *["before", "after"][: len(sides)]], rows, numbers=True)
+def _counts_table(title: str, sides: Sequence[str], counts: Sequence[Mapping[str, int]], absent: str = "") -> str:
+    names = sorted({name for each in counts for name in each})
+    rows = [[text_of(name), *(str(each.get(name, absent)) for each in counts)] for name in names]
+    return _table(title, ["", *(sides if len(counts) > 1 else [""])], rows, numbers=True)
 
 
 def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]], *, numbers: bool = False) -> str:

@@ -95,6 +95,11 @@ class AdamW(Optimizer):
 
     Raises:
         ValueError: Where one of them is out of its range.
+
+    Example:
+        >>> import lnbp_onnx
+        >>> lnbp_onnx.AdamW(lr=3e-4, no_weight_decay=("*.bias",)).states
+        ('exp_avg', 'exp_avg_sq')
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -179,6 +184,11 @@ class SGD(Optimizer):
 
     Raises:
         ValueError: Where one of them is out of its range, or `nesterov` has no momentum, or a dampening.
+
+    Example:
+        >>> import lnbp_onnx
+        >>> lnbp_onnx.SGD(lr=0.1, momentum=0.9).states
+        ('momentum_buffer',)
     """
 
     momentum: float = 0.0
