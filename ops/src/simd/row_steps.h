@@ -122,16 +122,51 @@ class RowFunctionsOf {
   static LNBP_INLINE void SetValuesBy(const Tile<C>& tile, std::size_t row,
                                       RowMeans means, RowValues<C>& values,
                                       Sum sum) {
-    if (values.has_residual) SetMeans<kRows>(tile, row, means, values);
+    if (values.has_residual) SetFirstMeans<kRows>(tile, row, means, values);
     RowSums<kRows> sums;
     sum(FirstColumns(tile), sums);
     if (tile.num_columns > kMaxTileColumns) {
       AddFurtherColumns<kRows>(tile, sum, sums);
     }
-    LNBP_UNROLL
-    for (std::size_t r = 0; r < kRows; ++r) {
-      means.SetFactors(sums, r, row + r, values);
+    means.SetFactors(sums, row, true, values);
+    if (values.has_residual) {
+      for (std::size_t r = 0; r < kRows; ++r) {
+        if (!means.AreExact(sums, r, row + r, values)) {
+          SetExactValues(tile, row + r, means, values);
+        }
+      }
     }
+  }
+
+  template <std::size_t kRows>
+  static LNBP_INLINE void SetFirstMeans(Tile<C> tile, std::size_t row,
+                                        RowMeans means, RowValues<C>& values) {
+    double inverse_count = means.inverse_norm_size;
+    if (tile.num_columns >= kFirstMeanColumns) {
+      tile.num_columns = kFirstMeanColumns;
+      inverse_count = 1.0 / kFirstMeanColumns;
+    }
+    for (std::size_t r = 0; r < kRows; ++r) values.mean[row + r] = 0;
+    double sums[kRows];
+    Steps::template SumInput<kRows>(tile, row, values.mean, sums);
+    for (std::size_t r = 0; r < kRows; ++r) {
+      means.SetFirstMean(sums[r] * inverse_count, row + r, values);
+    }
+  }
+
+  // From the mean, exact but for what is left in the residual.
+  static void SetExactValues(const Tile<C>& tile, std::size_t row,
+                             RowMeans means, RowValues<C>& values) {
+    SetMeans<1>(tile, row, means, values);
+    RowSums<1> sums;
+    Steps::template SumProducts<1>(FirstColumns(tile), row, values, sums);
+    AddFurtherColumns<1>(
+        tile,
+        [&](const Tile<C>& columns, RowSums<1>& more) LNBP_INLINE_LAMBDA {
+          Steps::template SumProducts<1>(columns, row, values, more);
+        },
+        sums);
+    means.SetFactors(sums, row, false, values);
   }
 
   // Not inlined, like SetMeans: that costs nothing here, and halves the time to
@@ -207,6 +242,7 @@ class RowFunctionsOf {
       for (std::size_t r = 0; r < rows; ++r) {
         sums.g[row + r] = group.g[r];
         sums.products[row + r] = group.products[r];
+        sums.centred[row + r] = group.centred[r];
         sums.squares[row + r] = group.squares[r];
       }
     });

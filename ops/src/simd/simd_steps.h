@@ -76,7 +76,7 @@ class SimdSteps {
                                       const RowValues& values,
                                       RowSums<kRows>& sums) {
     if (values.has_residual) {
-      SumProductsAndSquares(tile, row, values, sums);
+      SumAll(tile, row, values, sums);
     } else {
       SumProductsOf<false>(tile, row, values, sums);
     }
@@ -208,13 +208,16 @@ class SimdSteps {
       LNBP_UNROLL
       for (std::size_t r = 0; r < kRows; ++r) {
         Vector d = rows_.Centred(r, i, part);
-        if constexpr (kHasResidual) d = d + minus_residual_[r];
+        if constexpr (kHasResidual) {
+          vectors_[2 * kRows + r] = vectors_[2 * kRows + r] + Keep(d, part);
+          d = d + minus_residual_[r];
+        }
         d = Keep(d, part);
         const Vector g = rows_.Delta(r, i, part) * gamma;
         vectors_[r] = vectors_[r] + g;
         vectors_[kRows + r] = MulAdd(g, d, vectors_[kRows + r]);
         if constexpr (kHasResidual) {
-          vectors_[2 * kRows + r] = MulAdd(d, d, vectors_[2 * kRows + r]);
+          vectors_[3 * kRows + r] = MulAdd(d, d, vectors_[3 * kRows + r]);
         }
       }
     }
@@ -227,18 +230,22 @@ class SimdSteps {
       for (std::size_t r = 0; r < kRows; ++r) {
         sums.g[r] = totals[r];
         sums.products[r] = totals[kRows + r];
-        sums.squares[r] = 0;
-        if constexpr (kHasResidual) sums.squares[r] = totals[2 * kRows + r];
+        sums.centred[r] = sums.squares[r] = 0;
+        if constexpr (kHasResidual) {
+          sums.centred[r] = totals[2 * kRows + r];
+          sums.squares[r] = totals[3 * kRows + r];
+        }
       }
     }
 
    private:
-    static constexpr std::size_t kCount = (kHasResidual ? 3 : 2) * kRows;
+    static constexpr std::size_t kCount = (kHasResidual ? 4 : 2) * kRows;
     static constexpr std::size_t kPadded = (kCount + 3) / 4 * 4;
 
     const Rows<kRows> rows_;
     Uniform minus_residual_[kRows];
-    // Of every row its g, of every row its products, then its squares.
+    // Of every row its g, of every row its products, then of those with
+    // residuals what is centred, and its squares.
     Vector vectors_[kPadded];
   };
 
@@ -353,10 +360,28 @@ class SimdSteps {
     summation.AddUp(sums);
   }
 
+  // With residuals: half as many rows at once, for all sums to be in registers.
   template <std::size_t kRows>
-  static void SumProductsAndSquares(const Tile& tile, std::size_t row,
-                                    const RowValues& values,
-                                    RowSums<kRows>& sums) {
+  static LNBP_INLINE void SumAll(const Tile& tile, std::size_t row,
+                                 const RowValues& values,
+                                 RowSums<kRows>& sums) {
+    constexpr std::size_t kAtOnce =
+        kRows < kRowsAtOnce ? kRows : kRowsAtOnce / 2;
+    for (std::size_t begin = 0; begin < kRows; begin += kAtOnce) {
+      RowSums<kAtOnce> some;
+      SumAllAtOnce(tile, row + begin, values, some);
+      for (std::size_t r = 0; r < kAtOnce; ++r) {
+        sums.g[begin + r] = some.g[r];
+        sums.products[begin + r] = some.products[r];
+        sums.centred[begin + r] = some.centred[r];
+        sums.squares[begin + r] = some.squares[r];
+      }
+    }
+  }
+
+  template <std::size_t kRows>
+  static void SumAllAtOnce(const Tile& tile, std::size_t row,
+                           const RowValues& values, RowSums<kRows>& sums) {
     SumProductsOf<true>(tile, row, values, sums);
   }
 
