@@ -143,6 +143,13 @@ def test_fused_operators_have_the_gradients_of_what_they_are_fused_of(name: str)
         np.testing.assert_allclose(found[output], array, rtol=1e-4, atol=1e-5, err_msg=output)
 
 
+def test_a_rotation_is_turned_back() -> None:
+    opset, operator, given = FUNCTIONS["RotaryEmbedding at positions"]
+    given = {**given, "c": given["c"].astype(np.float32), "s": given["s"].astype(np.float32)}
+    result = check(make_model([operator], given, opset=opset), given)
+    assert [each.op_type for each in result.graph.node] == ["RotaryEmbedding", "Neg", "RotaryEmbedding"]
+
+
 def test_an_output_that_has_no_other_is_refused() -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 10, opset_import: ["": 18, "com.microsoft": 1]>

@@ -207,7 +207,7 @@ class Backward:
         uncovered: list[ir.Node] = []
         for node in reversed(nodes):
             if not is_control_flow(node):
-                uncovered += [node] if rule_of(node) is None else []
+                uncovered += [node] if rule_of(node, found) is None else []
             elif node.op_type == "If":
                 for branch in branches_of(node):
                     pairs = zip(node.outputs, branch.outputs, strict=True)
@@ -231,7 +231,7 @@ class Backward:
         if is_control_flow(node):
             self._add((if_gradient if node.op_type == "If" else loop_gradient)(op, self, found))
             return
-        rule = rule_of(node)
+        rule = rule_of(node, found)
         assert rule is not None
         gradients: Gradients = rule(op)
         self._add(
