@@ -105,4 +105,4 @@ class Forces(nn.Module):
         squares = between.square().sum(-1, keepdim=True)
         energy = self.energy(torch.cat([squares, torch.exp(-squares), between], -1)[..., :4]).sum()
         found = -torch.autograd.grad(energy, positions, create_graph=True)[0]
-        return {"loss": functional.mse_loss(found, forces), "forces": found}
+        return {"loss": functional.mse_loss(found, forces), "found": found}

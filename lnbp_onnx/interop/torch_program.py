@@ -168,7 +168,7 @@ def _as_exported(graph: Any) -> Any:
             constants[name] = attrgetter(name)(graph).detach()
             with nodes.inserting_before(first):
                 lifted[name] = nodes.placeholder(node.name)
-            lifted[name].meta["val"] = fake_mode.from_tensor(constants[name])
+            lifted[name].meta["val"] = fake_mode.from_tensor(constants[name], static_shapes=True)
         node.replace_all_uses_with(lifted[name])
         nodes.erase_node(node)
     nodes.eliminate_dead_code()
