@@ -56,8 +56,7 @@ from lnbp_onnx.passes import (
     OrtTrainingPass,
     ScatterPass,
 )
-from lnbp_onnx.running.compare import ATOL, RTOL
-from lnbp_onnx.running.compare import compare as compare_models
+from lnbp_onnx.running.differences import ATOL, RTOL
 
 EXIT_FAILED = 1
 EXIT_UNUSABLE = 2
@@ -322,6 +321,8 @@ def compare(
     """Run two models on the same random inputs and compare every output."""
     if model_a == model_b == STANDARD_STREAM:
         raise UsageError("A and B are both standard input, which can be read once; give the name of a file.")
+    from lnbp_onnx.running.compare import compare as compare_models  # noqa: PLC0415 imports ONNX Runtime
+
     shapes = _input_shapes(input_shape)
     rtol, atol = _tolerances(rtol, atol)
     result = compare_models(model_a, model_b, input_shapes=shapes, runs=runs, seed=seed, rtol=rtol, atol=atol)
@@ -530,6 +531,8 @@ def _bytes_of(path: Path, model: ModelProto) -> int:
 
 def _check(job: Job, request: _Request, original: ModelProto | None, model: ModelProto) -> dict[str, Any]:
     """Compare IN, or what was read from it where it can be read once, with the result."""
+    from lnbp_onnx.running.compare import compare as compare_models  # noqa: PLC0415 imports ONNX Runtime
+
     with contextlib.ExitStack() as stack:
         first = job.source if original is None else stack.enter_context(runnable(original, job.source))
         return report.comparison_data(

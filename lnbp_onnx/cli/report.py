@@ -6,11 +6,10 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from rich import markup
 from rich.table import Table
 
@@ -24,8 +23,9 @@ from lnbp_onnx.graphs.specialise import specialised_operators
 from lnbp_onnx.node import BackpropNode
 from lnbp_onnx.passes import FuseResult, GradientResult, OrtTrainingResult, ScatterResult, held_training_ops
 from lnbp_onnx.running import native
-from lnbp_onnx.running.compare import Comparison
-from lnbp_onnx.running.session import IN_HOST_MEMORY
+
+if TYPE_CHECKING:
+    from lnbp_onnx.running.compare import Comparison
 
 _PACKAGES = ("lnbp-onnx", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-extensions", "numpy")
 _OUTCOMES = {"served": "kept, with the function", "decomposed": "decomposed"}
@@ -166,7 +166,7 @@ def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def comparison_data(comparison: Comparison) -> dict[str, Any]:
+def comparison_data(comparison: "Comparison") -> dict[str, Any]:
     """Return a comparison as plain data."""
     return {
         "ok": comparison.ok,
@@ -271,6 +271,10 @@ def times_sentence(comparison: Mapping[str, Any]) -> str:
 
 def environment() -> dict[str, Any]:
     """Return the versions of what takes part, where the kernel library is, and what is available."""
+    import onnxruntime  # noqa: PLC0415 takes a while, and no other command needs it here
+
+    from lnbp_onnx.running.session import IN_HOST_MEMORY  # noqa: PLC0415 imports it
+
     try:
         library: str | None = native.get_library_path()
     except KernelError:
