@@ -16,13 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import onnx_ir as ir
 import typer
 from onnx import ModelProto
 
-from lnbp_onnx import spec
+from lnbp_onnx import passes, spec
 from lnbp_onnx.cli import EXIT_INTERRUPTED, report
 from lnbp_onnx.cli.targets import Job, UsageError, check_unused, jobs, path_of
 from lnbp_onnx.cli.terminal import (
@@ -45,18 +44,11 @@ from lnbp_onnx.files.model_io import (
     runnable,
     save_model,
 )
-from lnbp_onnx.graphs.edit import apply_in_place
-from lnbp_onnx.passes import (
-    DecomposePass,
-    EmbedPass,
-    FusePass,
-    GradientPass,
-    InTurn,
-    InTurnResult,
-    OrtTrainingPass,
-    ScatterPass,
-)
+from lnbp_onnx.graphs import edit
 from lnbp_onnx.running.differences import ATOL, RTOL
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 EXIT_FAILED = 1
 EXIT_UNUSABLE = 2
@@ -164,7 +156,7 @@ def _is_to_stdout(planned: Sequence[Job], size_threshold: int | None) -> bool:
 def _add_rewriting(
     name: str,
     suffix: str,
-    make_pass: Callable[[], ir.passes.InPlacePass],
+    get_pass: Callable[[], "type[ir.passes.InPlacePass]"],
     nothing: str,
     summary: str,
     *,
@@ -211,16 +203,16 @@ def _add_rewriting(
         planned = jobs(models, output, output_dir, in_place=in_place, force=force, suffix=suffix)
         to_stderr = _is_to_stdout(planned, size_threshold)
         printer = Printer(as_json, quiet, verbose, to_stderr=to_stderr)
-        passes, none = [make_pass], nothing
+        kinds, none = [get_pass()], nothing
         if scatter_reductions:
-            passes, none = [ScatterPass, *passes], f"{none}, and no ScatterND with a reduction"
+            kinds, none = [passes.ScatterPass, *kinds], f"{none}, and no ScatterND with a reduction"
         if training_ops:
-            passes, none = [OrtTrainingPass, *passes], f"{none}, and no operator of ONNX Runtime training"
+            kinds, none = [passes.OrtTrainingPass, *kinds], f"{none}, and no operator of ONNX Runtime training"
 
         def rewrite(job: Job) -> dict[str, Any]:
             if output_dir is not None and not force:
                 check_unused(job)
-            return _rewrite(job, request, [make() for make in passes], none, printer)
+            return _rewrite(job, request, [kind() for kind in kinds], none, printer)
 
         if output_dir is None:
             data = rewrite(planned[0])
@@ -240,7 +232,7 @@ def _add_rewriting(
 _add_rewriting(
     "decompose",
     "decomposed",
-    DecomposePass,
+    lambda: passes.DecomposePass,
     f"the model has no {spec.OP_TYPE} node",
     f"Rewrite every {spec.OP_TYPE} node in standard operators, which any runtime executes.",
     takes_training_ops=True,
@@ -248,14 +240,14 @@ _add_rewriting(
 _add_rewriting(
     "embed",
     "embedded",
-    EmbedPass,
+    lambda: passes.EmbedPass,
     f"the model has no {spec.OP_TYPE} node, or all of them have the function already",
     "Add a function in standard operators beside the nodes: fast where the kernel is, standard elsewhere.",
 )
 _add_rewriting(
     "fuse",
     "fused",
-    FusePass,
+    lambda: passes.FusePass,
     "no layer-norm gradient was found",
     f"Find layer-norm gradients in standard operators and make each one {spec.OP_TYPE} node.",
 )
@@ -301,7 +293,7 @@ def gradient(
     (job,) = jobs(models, output, None, in_place=in_place, force=force, suffix="gradient")
     printer = Printer(as_json, quiet, to_stderr=_is_to_stdout([job], size_threshold))
     request = _Request(0, RTOL, ATOL, {}, size_threshold, dry_run, several=False)
-    printer.data(_rewrite(job, request, [GradientPass(of=of, wrt=wrt, seed=seed, patterns=True)], "", printer))
+    printer.data(_rewrite(job, request, [passes.GradientPass(of=of, wrt=wrt, seed=seed, patterns=True)], "", printer))
 
 
 @app.command()
@@ -447,7 +439,7 @@ class _Request:
 
 
 def _rewrite(
-    job: Job, request: _Request, rewritings: Sequence[ir.passes.InPlacePass], nothing: str, printer: Printer
+    job: Job, request: _Request, rewritings: Sequence["ir.passes.InPlacePass"], nothing: str, printer: Printer
 ) -> dict[str, Any]:
     """Read a model, apply passes, compare if asked, write, and tell; returns what was found."""
     start = time.perf_counter()
@@ -456,8 +448,8 @@ def _rewrite(
         doubts = data_warnings(model, job.source)
         original = None if can_be_read_again(job.source) or not request.check else copy.deepcopy(model)
         before: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": _bytes_of(job.source, model)}
-        rewritten = apply_in_place(InTurn(*rewritings), model)
-        assert isinstance(rewritten, InTurnResult)
+        rewritten = edit.apply_in_place(passes.InTurn(*rewritings), model)
+        assert isinstance(rewritten, passes.InTurnResult)
         modified = rewritten.modified
         after: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": None}
         doubts += report.training_ops_warnings(model)

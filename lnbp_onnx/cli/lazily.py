@@ -7,8 +7,14 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-# onnx_ir imports sympy for arithmetic on symbolic dimensions, which no command does.
-_RARELY_USED = frozenset({"sympy", "onnx_ir._symbolic_shapes"})
+_LATE = frozenset(
+    {
+        # What commands do, of which --help does nothing.
+        *("lnbp_onnx.cli.report", "lnbp_onnx.graphs.edit", "lnbp_onnx.passes", "onnx_ir"),
+        # onnx_ir imports sympy for arithmetic on symbolic dimensions, which no command does.
+        *("sympy", "onnx_ir._symbolic_shapes"),
+    }
+)
 
 
 class _Finder:
@@ -17,12 +23,12 @@ class _Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name in _RARELY_USED else None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name in _LATE else None
         if spec is not None and spec.loader is not None:
             spec.loader = importlib.util.LazyLoader(spec.loader)
         return spec
 
 
 def import_lazily() -> None:
-    """Have what is rarely used imported at its first use; for a process that runs one command."""
+    """Have what not every command needs imported at its first use; for a process that runs one command."""
     sys.meta_path.insert(0, _Finder())
