@@ -31,7 +31,7 @@ from lnbp_onnx.passes import (
     ScatterPass,
     TrainingStepPass,
 )
-from lnbp_onnx.training.losses import LossName
+from lnbp_onnx.training.names import LossName
 from lnbp_onnx.training.optimizers import Optimizer
 
 

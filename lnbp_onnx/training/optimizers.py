@@ -5,11 +5,13 @@ import abc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from lnbp_onnx.graphs.names import matches
 from lnbp_onnx.graphs.writer import Writer
+from lnbp_onnx.training.names import OptimizerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +245,10 @@ class SGD(Optimizer):
         if self.nesterov:
             step = w.op("Add", gradient, w.op("Mul", step, numbers["momentum"]))
         return w.op("Sub", parameter, w.op("Mul", step, numbers["lr"])), new_states
+
+
+KINDS: Mapping[OptimizerName, type[Optimizer]] = MappingProxyType({OptimizerName.ADAMW: AdamW, OptimizerName.SGD: SGD})
+"""The optimizers by name."""
 
 
 def _towards(w: Writer, value: ir.Value, target: ir.Value, rate: ir.Value) -> ir.Value:
