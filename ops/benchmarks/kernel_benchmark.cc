@@ -227,6 +227,9 @@ bool Benchmark(const Type& type, const Shape& shape, const Options& options) {
   const Problem problem = MakeProblem(type, shape);
   const Data data(problem);
   const test::Expected expected = data.Compute();
+  Problem computed = problem;
+  computed.use_stats = false;
+  const test::Expected expected_of_computed = Data(computed).Compute();
 
   const std::size_t row_bytes = shape.norm_size * SizeOf(type.type);
   const std::size_t bytes = shape.num_rows * row_bytes;
@@ -248,6 +251,7 @@ bool Benchmark(const Type& type, const Shape& shape, const Options& options) {
     void* dx;
   };
   std::vector<CaseArrays> arrays;
+  arrays.reserve(cases.size());
   for (const Case& one : cases) {
     arrays.push_back({array_at(one.x_offset, x, data.input_forward),
                       array_at(one.dy_offset, dy, data.output_delta),
@@ -289,7 +293,9 @@ bool Benchmark(const Type& type, const Shape& shape, const Options& options) {
           !IsNamed(options.paths, variant->name)) {
         continue;
       }
-      if (!IsRight(problem, data, expected, type, *variant, pool)) {
+      if (!IsRight(problem, data, expected, type, *variant, pool) ||
+          !IsRight(computed, data, expected_of_computed, type, *variant,
+                   pool)) {
         std::fprintf(stderr, "%s %s: wrong results\n", type.name,
                      variant->name);
         return false;
