@@ -19,7 +19,6 @@ nox.options.sessions = [
     "build",
     "native",
     "torch",
-    "support",
     "examples",
     "fuzz",
     "exhaustive(tenth)",
