@@ -20,7 +20,6 @@ nox.options.sessions = [
     "build",
     "native",
     "torch",
-    "support",
     "examples",
     "fuzz",
     "exhaustive(tenth)",

@@ -210,9 +210,14 @@ ARCHITECTURES = {
     "Qwen2": language("Qwen2ForCausalLM", "Qwen2Config", num_key_value_heads=2),
     "Gemma": language("GemmaForCausalLM", "GemmaConfig", num_key_value_heads=2, head_dim=8),
     "Mixtral": language(
-        "MixtralForCausalLM", "MixtralConfig", num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2
+        "MixtralForCausalLM", "MixtralConfig", num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2,
+        experts_implementation="batched_mm",
     ),
-    "Mamba": language("MambaForCausalLM", "MambaConfig", state_size=4, time_step_rank=4),
+    # Its scan is a loop over the length in Python.
+    "Mamba": other(
+        "MambaForCausalLM", "MambaConfig", {**SIZES, "state_size": 4, "time_step_rank": 4},
+        lambda batch, _: tokens(batch, 7), of_batch("input_ids", "labels"),
+    ),
     "Whisper": other(
         "WhisperForConditionalGeneration", "WhisperConfig",
         {**BART, "num_mel_bins": 8, "max_source_positions": 8, "max_target_positions": LONGEST,

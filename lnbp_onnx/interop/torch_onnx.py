@@ -124,6 +124,7 @@ def _drop_repetitions(model: ir.Model) -> None:
         passes.LiftSubgraphInitializersToMainGraphPass(),
         passes.DeduplicateInitializersPass(),
         passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedOpsetsPass(),
     ):
         tidy(model)

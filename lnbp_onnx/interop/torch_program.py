@@ -302,6 +302,7 @@ def _restore_determinants(graph: Any) -> None:
         ):
             with graph.graph.inserting_before(node):
                 determinant = graph.graph.call_function(torch.ops.aten.linalg_det.default, node.args)
+            determinant.meta["val"] = node.meta["val"][0]
             for user in list(node.users):
                 user.replace_all_uses_with(determinant)
                 graph.graph.erase_node(user)
