@@ -20,6 +20,7 @@ nox.options.sessions = [
     "build",
     "native",
     "torch",
+    "support",
     "examples",
     "fuzz",
     "exhaustive(tenth)",
@@ -269,19 +270,23 @@ def torch(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv", requires=["build"])
 def support(session: nox.Session) -> None:
-    """Architectures of transformers, for the table in docs/pytorch.md; ``-- --part 3`` holds a third of them to it."""
+    """A sample of the table in docs/pytorch.md, held to it; ``-- --part 3`` for a third, ``--part 1`` to write it."""
     session.install("torch==2.13.0", "transformers==5.24.0", _built(session, "dev,torch"))
-    session.run("python", "tests/support_table.py", *session.posargs)
+    # Without what they ask for: of torchvision's own operators, built for another torch, timm uses none.
+    session.install("--no-deps", "timm==1.0.31", "torchvision==0.28.0")
+    session.install("pillow")
+    session.run("python", "tests/support_table.py", *(session.posargs or ["--part", "10"]))
 
 
 @nox.session(venv_backend="venv", requires=["build"])
 def examples(session: nox.Session) -> None:
-    """The examples with all that they can use: torch, OpenVINO, MPI, matplotlib, ONNX Runtime Web in node."""
+    """The examples with all that they use: torch, OpenVINO, MPI, matplotlib, ONNX Runtime Web in node and Chromium."""
     session.install("torch==2.13.0", _built(session, "dev,examples,torch"))
     folder = Path(session.create_tmp()).resolve()
     if shutil.which("node") and shutil.which("npm"):
         options = ["--no-save", "--no-package-lock", "--no-audit", "--no-fund"]
-        session.run("npm", "install", *options, "--prefix", str(folder), "onnxruntime-web", external=True)
+        packages = ["onnxruntime-web", "playwright-core"]
+        session.run("npm", "install", *options, "--prefix", str(folder), *packages, external=True)
     else:
         session.warn("node and npm are not installed: the test of onnxruntime-web is skipped")
     tests = ["tests/test_examples.py", "tests/test_gpt_examples.py"]

@@ -56,9 +56,13 @@ _EXPORTED = """
 
 def operator(problem: Problem) -> onnx.ModelProto:
     """One LayerNormBackprop node."""
-    x, dy, gamma, mean, variance = _INPUTS
-    node = lnbp_onnx.make_node(x, dy, gamma=gamma, mean=mean, variance=variance, outputs=_OUTPUTS, epsilon=EPSILON)
-    inputs = [_info(problem, name, array.shape) for name, array in problem.inputs.items() if name in _INPUTS]
+    x, dy, gamma, mean, variance = names = _INPUTS
+    if problem.case == "computed":
+        names, mean, variance = (x, dy, gamma), "", ""
+    node = lnbp_onnx.make_node(
+        x, dy, gamma=gamma, mean=mean, variance=variance, outputs=_OUTPUTS, epsilon=EPSILON, use_stats=bool(mean)
+    )
+    inputs = [_info(problem, name, array.shape) for name, array in problem.inputs.items() if name in names]
     outputs = [_info(problem, name, array.shape) for name, array in problem.new_outputs().items()]
     graph = helper.make_graph([node], "operator", inputs, outputs)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(lnbp_onnx.DOMAIN, lnbp_onnx.OP_VERSION)]

@@ -35,6 +35,7 @@ class Configuration:
     rows: int
     columns: int
     element_type: str
+    case: str
     threads: int
     traffic: int
     outcomes: dict[str, Outcome]
@@ -80,4 +81,6 @@ def measure(problem: Problem, threads: int, builders: Mapping[str, Builder], rou
     times = timing.interleave({name: each.run for name, each in right.items()}, rounds, threads=threads)
     for name, rounds_of_one in times.items():
         outcomes[name] = dataclasses.replace(outcomes[name], rounds=tuple(rounds_of_one))
-    return Configuration(problem.rows, problem.columns, problem.element_type, threads, problem.traffic, outcomes)
+    return Configuration(
+        problem.rows, problem.columns, problem.element_type, problem.case, threads, problem.traffic, outcomes
+    )

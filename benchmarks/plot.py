@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=_IMAGES)
     arguments = parser.parse_args()
     content = json.loads(arguments.results.read_text())
-    configurations = [_read(each) for each in content["configurations"]]
+    configurations = [_read(each) for each in content["configurations"] if each["case"] == "plain"]
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for draw, name in ((_draw_speed, "speed.svg"), (_draw_traffic, "roofline.svg")):
         figure = draw(configurations)

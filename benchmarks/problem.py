@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 Task: TypeAlias = Literal["gradient", "product", "product and copies", "sum of bits"]
+Case: TypeAlias = Literal["plain", "unaligned", "computed"]
 
 EPSILON = float(np.float32(1e-5))
 
@@ -38,7 +39,10 @@ class Inaccuracy:
 
 @dataclass(frozen=True)
 class Problem:
-    """One shape and element type: affine, statistics given, all three outputs.
+    """One shape and element type: affine, all three outputs.
+
+    In the case "unaligned" every array begins 16 bytes past a line, as NumPy's do. In the case "computed" the
+    statistics are not given; in the others they are.
 
     Parameters and statistics of the half types are float: the one form that all peers know, and the fastest that torch
     has.
@@ -47,23 +51,24 @@ class Problem:
     rows: int
     columns: int
     element_type: str
+    case: Case = "plain"
     inputs: dict[str, Array] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(1)
         shape, t, p = (self.rows, self.columns), self.dtype, self.parameter_dtype
-        x = _stored(rng.standard_normal(shape, self.parameter_dtype.type) * 2 + 0.5, t)
+        x = self._stored(rng.standard_normal(shape, self.parameter_dtype.type) * 2 + 0.5, t)
         exact = x.astype(np.float64)
         mean, variance = exact.mean(axis=1, keepdims=True), exact.var(axis=1, keepdims=True)
         inputs = {
             "input_forward": x,
-            "output_delta": _stored(rng.standard_normal(shape, self.parameter_dtype.type), t),
-            "gamma": _stored(rng.uniform(0.5, 1.5, self.columns), p),
-            "beta": _stored(rng.uniform(-1, 1, self.columns), p),
-            "mean": _stored(mean, p),
-            "variance": _stored(variance, p),
+            "output_delta": self._stored(rng.standard_normal(shape, self.parameter_dtype.type), t),
+            "gamma": self._stored(rng.uniform(0.5, 1.5, self.columns), p),
+            "beta": self._stored(rng.uniform(-1, 1, self.columns), p),
+            "mean": self._stored(mean, p),
+            "variance": self._stored(variance, p),
         }
-        inputs["rstd"] = _stored(1 / np.sqrt(inputs["variance"].astype(np.float64) + EPSILON), p)
+        inputs["rstd"] = self._stored(1 / np.sqrt(inputs["variance"].astype(np.float64) + EPSILON), p)
         object.__setattr__(self, "inputs", inputs)
 
     @property
@@ -89,9 +94,9 @@ class Problem:
     def new_outputs(self) -> dict[str, Array]:
         """Return arrays for the gradient that hold NaN, so that one that is not written is found."""
         outputs = {
-            "input_delta": aligned_empty((self.rows, self.columns), self.dtype),
-            "gamma_delta": aligned_empty((self.columns,), self.parameter_dtype),
-            "beta_delta": aligned_empty((self.columns,), self.parameter_dtype),
+            "input_delta": self._empty((self.rows, self.columns), self.dtype),
+            "gamma_delta": self._empty((self.columns,), self.parameter_dtype),
+            "beta_delta": self._empty((self.columns,), self.parameter_dtype),
         }
         for output in outputs.values():
             output.fill(math.nan)
@@ -137,6 +142,14 @@ class Problem:
         typical = float(np.sqrt(np.mean(np.square(error)))) / rms
         return Inaccuracy(f"{text}, for it sums in {sums_in.name}", is_fault=not typical <= allowed)
 
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        return aligned_empty(shape, dtype, offset=16 if self.case == "unaligned" else 0)
+
+    def _stored(self, values: Array, dtype: np.dtype[Any]) -> Array:
+        array = self._empty(values.shape, dtype)
+        array[...] = values
+        return array
+
     def _expected(self, task: Task) -> dict[str, Array]:
         x, dy = self.inputs["input_forward"], self.inputs["output_delta"]
         if task == "gradient":
@@ -163,24 +176,18 @@ class Problem:
         }
 
 
-def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return an array that starts at a page, so that no contender is the lucky one."""
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> Array:
+    """Return an array that starts at a page, or `offset` bytes past one, so that no contender is the lucky one."""
     page = 4096
     size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + page, np.uint8)
-    start = -memory.ctypes.data % page
+    memory = np.empty(size + page + offset, np.uint8)
+    start = -memory.ctypes.data % page + offset
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def bits(array: Array) -> NDArray[np.uint16]:
     """Return an array's memory as numbers that have no special values."""
     return array.reshape(-1).view(np.uint16)
-
-
-def _stored(values: Array, dtype: np.dtype[Any]) -> Array:
-    array = aligned_empty(values.shape, dtype)
-    array[...] = values
-    return array
 
 
 def _spacing(dtype: np.dtype[Any]) -> float:

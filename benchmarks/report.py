@@ -29,8 +29,8 @@ COLUMNS: list[Column] = [
 ]
 SMALL_COLUMNS: list[Column] = [*_PEER_COLUMNS, _versus(OURS, PRODUCT_AND_COPIES), *_GRAPH_COLUMNS]
 
-_LABELS = ("shape", "type", "threads", f"{OURS} us")
-_LABEL_WIDTHS = (12, 9, 7, 10)
+_LABELS = ("shape", "type", "case", "threads", f"{OURS} us")
+_LABEL_WIDTHS = (12, 9, 9, 7, 10)
 
 
 def header(columns: Sequence[Column]) -> str:
@@ -44,6 +44,7 @@ def row(configuration: Configuration, columns: Sequence[Column]) -> str:
     labels = (
         f"{configuration.rows}x{configuration.columns}",
         configuration.element_type,
+        configuration.case,
         str(configuration.threads),
         f"{ours.minimum * 1e6:.1f}" if ours.rounds else "-",
     )
@@ -51,17 +52,19 @@ def row(configuration: Configuration, columns: Sequence[Column]) -> str:
 
 
 def geometric_means(configurations: Sequence[Configuration], columns: Sequence[Column]) -> list[str]:
-    """Return a line for each type and thread count: the means over the shapes."""
-    groups: dict[tuple[str, int], list[Configuration]] = {}
+    """Return a line for each type, case and thread count: the means over the shapes."""
+    groups: dict[tuple[str, str, int], list[Configuration]] = {}
     for configuration in configurations:
-        groups.setdefault((configuration.element_type, configuration.threads), []).append(configuration)
+        groups.setdefault((configuration.element_type, configuration.case, configuration.threads), []).append(
+            configuration
+        )
     lines = []
-    for (element_type, threads), members in groups.items():
+    for (element_type, case, threads), members in groups.items():
         cells = []
         for _, ratio in columns:
             ratios = [found for found in map(ratio, members) if found is not None]
             cells.append(_format(timing.geometric_mean(ratios) if ratios else None))
-        lines.append(_line(("geom. mean", element_type, str(threads), ""), cells, columns))
+        lines.append(_line(("geom. mean", element_type, case, str(threads), ""), cells, columns))
     return lines
 
 

@@ -3,19 +3,27 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import report
-from contenders import BUILDERS, SMALL_BUILDERS
+from contenders import BUILDERS, COMPUTING_BUILDERS, SMALL_BUILDERS, Builder
 from measure import measure
-from problem import TYPES, Problem
+from problem import TYPES, Case, Problem
 
 SHAPES = "128x768,4096x768,8192x1024,2048x4096,512x16384,65536x64,32768x256,16x65536"
+
+_BUILDERS: dict[Case, dict[str, Builder]] = {
+    "plain": BUILDERS,
+    "unaligned": BUILDERS,
+    "computed": COMPUTING_BUILDERS,
+}
 
 # torch allocates its outputs at every call. By default glibc maps and unmaps large ones each time, in small pages, and
 # torch would look up to twice as slow as it is; the arrays of all others are made once, by numpy, in huge pages.
@@ -35,17 +43,19 @@ def main() -> int:
     arguments = _parse()
     _use_malloc()
     if arguments.small:
-        shapes, thread_counts, builders, columns = [(1, 64)], [1], SMALL_BUILDERS, report.SMALL_COLUMNS
+        shapes, thread_counts, columns = [(1, 64)], [1], report.SMALL_COLUMNS
+        cases = {"plain": SMALL_BUILDERS}
     else:
-        shapes, thread_counts, builders, columns = arguments.shapes, arguments.threads, BUILDERS, report.COLUMNS
+        shapes, thread_counts, columns = arguments.shapes, arguments.threads, report.COLUMNS
+        cases = {case: _BUILDERS[case] for case in arguments.cases}
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > _QUIET_LOAD:
         print("The machine has other work: times at several threads say little.", file=sys.stderr)
     print("Each cell: ratio of the minima, median of the ratios by round.")
     print(report.header(columns))
     configurations = []
     for element_type in arguments.types:
-        for shape in shapes:
-            problem = Problem(*shape, element_type)
+        for shape, (case, builders) in itertools.product(shapes, cases.items()):
+            problem = Problem(*shape, element_type, case)
             for threads in thread_counts:
                 configuration = measure(problem, threads, builders, arguments.rounds)
                 print(report.row(configuration, columns), flush=True)
@@ -61,6 +71,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", type=_shapes, default=SHAPES, metavar="MxN,...")
     parser.add_argument("--types", type=_types, default=",".join(TYPES), metavar="TYPE,...")
+    parser.add_argument("--cases", type=_cases, default=",".join(_BUILDERS), metavar="CASE,...")
     parser.add_argument("--threads", type=_counts, default="1,2", metavar="COUNT,...")
     parser.add_argument("--rounds", type=_positive, default=15)
     parser.add_argument("--small", action="store_true", help="the cost of a call: 1x64 on one thread")
@@ -79,10 +90,18 @@ def _shapes(text: str) -> list[tuple[int, int]]:
 
 
 def _types(text: str) -> list[str]:
+    return _names(text, TYPES)
+
+
+def _cases(text: str) -> list[str]:
+    return _names(text, _BUILDERS)
+
+
+def _names(text: str, known: Collection[str]) -> list[str]:
     names = text.split(",")
-    unknown = [name for name in names if name not in TYPES]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(TYPES)}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(known)}")
     return names
 
 

@@ -110,12 +110,17 @@ def decomposed(joint: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, Ten
     """Write a joint model's training step in standard operators to `path`; return it, and what it begins with."""
     model = lnbp_onnx.decompose(training_step(joint))
     state = defaults(model)
-    # OpenVINO takes an input that has a default for a constant.
-    constants = [each for each in model.graph.initializer if each.name not in state]
+    onnx.save(without_defaults(model), path)
+    return model, state
+
+
+def without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Take the defaults of inputs out: OpenVINO and ONNX Runtime Web cannot be fed an input that has one."""
+    names = defaults(model).keys()
+    constants = [each for each in model.graph.initializer if each.name not in names]
     del model.graph.initializer[:]
     model.graph.initializer.extend(constants)
-    onnx.save(model, path)
-    return model, state
+    return model
 
 
 def main() -> int:

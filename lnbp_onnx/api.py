@@ -31,7 +31,7 @@ from lnbp_onnx.passes import (
     ScatterPass,
     TrainingStepPass,
 )
-from lnbp_onnx.training.losses import LossName
+from lnbp_onnx.training.names import LossName
 from lnbp_onnx.training.optimizers import Optimizer
 
 
@@ -304,8 +304,8 @@ def training_step(
     - ``step``, int64, the number of runs before this one;
     - ``learning_rate``, a float, the optimizer's `lr`. It has no output; the loop may feed what its schedule wants.
 
-    The other outputs of the model, such as the loss and ``<buffer>.updated``, stay; those of the parameters' gradients
-    do not. `model` stays as it is.
+    The loss is an output, and the others of the model, such as ``<buffer>.updated``, stay; those of the parameters'
+    gradients do not. `model` stays as it is.
 
     Args:
         model: As `decompose` takes it; the result is of the same kind as there. It has the gradients of its parameters
@@ -327,9 +327,25 @@ def training_step(
         InvalidNodeError: As for `gradient`.
         ValueError: As for `gradient`; where `clip_norm` or `accumulation_steps` is out of its range, or `wrt` or `loss`
             is given without `of`.
+
+    Example:
+        >>> import onnx, lnbp_onnx
+        >>> forward = onnx.parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["": 17]>
+        ...     net (float[n, 2] x) => (float loss) <float[2] scale = {1.0, 2.0}>
+        ...     { y = LayerNormalization(x, scale)  loss = ReduceSum <keepdims = 0> (y) }
+        ... ''')
+        >>> step = lnbp_onnx.training_step(forward, of="loss", optimizer=lnbp_onnx.SGD(lr=0.1))
+        >>> [output.name for output in step.graph.output]
+        ['loss', 'scale.updated', 'step.updated']
     """
     passes = differentiation(of, wrt=wrt, loss=loss, label=label, class_axis=class_axis)
-    step = TrainingStepPass(optimizer, clip_norm=clip_norm, accumulation_steps=accumulation_steps)
+    step = TrainingStepPass(
+        optimizer,
+        loss=of if loss is None else LOSS,
+        clip_norm=clip_norm,
+        accumulation_steps=accumulation_steps,
+    )
     return apply(read_whole_model(model), InTurn(*passes, step))
 
 
@@ -351,6 +367,18 @@ def save_parameters(model: Any, values: Mapping[str, Any], path: str | Path | No
     Raises:
         InvalidModelError: Where the model cannot be used, or `path` not be written; where a value belongs to no
             initializer, or is not of its type and shape. All such values are named.
+
+    Example:
+        >>> import numpy as np
+        >>> import onnx, lnbp_onnx
+        >>> forward = onnx.parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["": 17]>
+        ...     net (float[n, 2] x) => (float loss) <float[2] scale = {1.0, 2.0}>
+        ...     { y = LayerNormalization(x, scale)  loss = ReduceSum <keepdims = 0> (y) }
+        ... ''')
+        >>> trained = lnbp_onnx.save_parameters(forward, {"scale": np.float32([0.5, 0.25])})
+        >>> onnx.numpy_helper.to_array(trained.graph.initializer[0]).tolist()
+        [0.5, 0.25]
     """
     if path is None:
         result = read_whole_model(model)

@@ -61,6 +61,7 @@ def run(model: ModelProto, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]:
 def run_in_onnxruntime(model: ModelProto, feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = 1
     session = lnbp_onnx.inference_session(model, sess_options=options)
     return dict(zip([output.name for output in session.get_outputs()], session.run(None, dict(feeds)), strict=True))
 

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Architectures of transformers and torch with small configurations and random weights, exported and run.
+"""Architectures of transformers, timm and torch with small configurations and random weights, exported and run.
 
 ``python tests/support_table.py`` writes the table of docs/pytorch.md; with ``--part 3`` it runs every third one and
-writes nothing. It fails where something else became of an export than the table says. It needs torch, onnxscript and
-transformers.
+writes nothing. It fails where something else became of an export than the table says. It needs torch, onnxscript,
+transformers, timm and torchvision.
 """
 
 import argparse
+import contextlib
 import copy
 import logging
 import multiprocessing
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "pytorch.md"
 BEGIN, END = "<!-- support table -->\n", "<!-- end of the support table -->\n"
 
 VOCABULARY = 40
+LONGEST = 64
+"""No longer than the tables of positions are."""
+
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
@@ -37,22 +41,29 @@ T5 = {
     **{"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2},
     **{"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0},
 }
-BART = {
-    **{"vocab_size": VOCABULARY, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1},
+LAYERS = {
+    **{f"{part}_layers": 1 for part in ("encoder", "decoder")},
     **{f"{part}_attention_heads": 2 for part in ("encoder", "decoder")},
     **{f"{part}_ffn_dim": 24 for part in ("encoder", "decoder")},
-    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2},
+    "d_model": 16,
+}
+BART = {**LAYERS, **{"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}}
+# What is left out of layers and of spectra in training is drawn in Python, once for all runs of a model.
+SOUND = {
+    **{**SIZES, "num_feat_extract_layers": 2, "conv_dim": (8, 8), "conv_stride": (4, 2), "conv_kernel": (8, 3)},
+    **{"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8},
+    **{"layerdrop": 0.0, "apply_spec_augment": False},
 }
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model class of transformers, the sizes of its configuration, and what it takes."""
+    """What makes a module, what it takes at a batch and a length, and the dynamic axes of that."""
 
-    model: str
-    config: str
-    sizes: Mapping[str, Any]
+    kind: str
+    make: Callable[[], Any]
     takes: Callable[[int, int], dict[str, Any]]
+    dynamic: Mapping[str, Sequence[str]]
 
 
 def tokens(batch: int, length: int) -> dict[str, Any]:
@@ -62,23 +73,114 @@ def tokens(batch: int, length: int) -> dict[str, Any]:
     return {"input_ids": ids, "labels": ids}
 
 
-def images(batch: int, _: int) -> dict[str, Any]:
+def normal(*shape: int) -> Any:
     import torch  # noqa: PLC0415
 
-    return {"pixel_values": torch.randn(batch, 3, 16, 16), "labels": torch.randint(0, 2, (batch,))}
+    return torch.randn(shape)
 
 
-DYNAMIC = {"input_ids": ("batch", "length"), "pixel_values": ("batch",), "labels": ("batch", "length")}
-LONGEST = 64
-"""No longer than the tables of positions are."""
+def classes(*shape: int) -> Any:
+    import torch  # noqa: PLC0415
+
+    return torch.randint(0, 2, shape)
+
+
+def images(batch: int, _: int) -> dict[str, Any]:
+    return {"pixel_values": normal(batch, 3, 16, 16), "labels": classes(batch)}
+
+
+def of_transformers(model: str, config: str, sizes: Mapping[str, Any]) -> Any:
+    import transformers  # noqa: PLC0415
+
+    for key, value in sizes.items():
+        if isinstance(value, tuple) and isinstance(value[0], str):  # a configuration within one
+            sizes = {**sizes, key: getattr(transformers, value[0])(**value[1])}
+    return getattr(transformers, model)(getattr(transformers, config)(**sizes))
+
+
+def other(
+    model: str,
+    config: str,
+    sizes: Mapping[str, Any],
+    takes: Callable[[int, int], dict[str, Any]],
+    dynamic: Mapping[str, Sequence[str]],
+) -> Architecture:
+    return Architecture(model, lambda: of_transformers(model, config, sizes), takes, dynamic)
 
 
 def language(model: str, config: str, sizes: Mapping[str, Any] = SIZES, **more: Any) -> Architecture:
-    return Architecture(model, config, {**sizes, **more}, tokens)
+    both = ("batch", "length")
+    return other(model, config, {**sizes, **more}, tokens, {"input_ids": both, "labels": both})
 
 
 def vision(model: str, config: str, sizes: Mapping[str, Any] = IMAGES, **more: Any) -> Architecture:
-    return Architecture(model, config, {**sizes, **more}, images)
+    return other(model, config, {**sizes, **more}, images, {"pixel_values": ("batch",), "labels": ("batch",)})
+
+
+def sound(model: str, config: str) -> Architecture:
+    def takes(batch: int, length: int) -> dict[str, Any]:
+        return {"input_values": normal(batch, 40 * length), "labels": classes(batch)}
+
+    return other(model, config, SOUND, takes, {"input_values": ("batch", "samples"), "labels": ("batch",)})
+
+
+def whisper(batch: int, length: int) -> dict[str, Any]:
+    return {"input_features": normal(batch, 8, 16), "labels": tokens(batch, length)["labels"]}
+
+
+def captions(batch: int, length: int) -> dict[str, Any]:
+    taken = {"input_ids": tokens(batch, length)["input_ids"], "pixel_values": normal(batch, 3, 16, 16)}
+    return {**taken, "return_loss": True}
+
+
+def scenes(batch: int, _: int) -> dict[str, Any]:
+    return {"pixel_values": normal(batch, 3, 32, 32), "labels": classes(batch, 32, 32)}
+
+
+def only_images(batch: int, _: int) -> dict[str, Any]:
+    return {"pixel_values": normal(batch, 3, 64, 64)}
+
+
+def patches(batch: int, _: int) -> dict[str, Any]:
+    return {"past_values": normal(batch, 16, 2), "future_values": normal(batch, 4, 2)}
+
+
+def series(batch: int, _: int) -> dict[str, Any]:
+    past = {"past_values": normal(batch, 13), "past_time_features": normal(batch, 13, 1)}
+    future = {"future_values": normal(batch, 4), "future_time_features": normal(batch, 4, 1)}
+    return {**past, "past_observed_mask": normal(batch, 13).abs().ceil().clamp(max=1), **future}
+
+
+def of_batch(*names: str) -> dict[str, Sequence[str]]:
+    return dict.fromkeys(names, ("batch",))
+
+
+def of_timm(model: str, **sizes: Any) -> Architecture:
+    def make() -> Any:
+        import timm  # noqa: PLC0415
+        from support_modules import WithCrossEntropy  # noqa: PLC0415
+
+        return WithCrossEntropy(timm.create_model(model, num_classes=2, **sizes))
+
+    return Architecture(f"timm {model}", make, images, of_batch("pixel_values", "labels"))
+
+
+def of_torch(kind: str, name: str, takes: Callable[[int, int], dict[str, Any]], **dynamic: Sequence[str]) -> Any:
+    def make() -> Any:
+        import support_modules  # noqa: PLC0415
+
+        return getattr(support_modules, name)()
+
+    return Architecture(kind, make, takes, dynamic)
+
+
+def detr() -> Any:
+    from support_modules import WithCubes  # noqa: PLC0415
+
+    backbone = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1], "layer_type": "basic"}
+    sizes = {**LAYERS, "num_queries": 3, "num_labels": 2, "use_timm_backbone": False, "use_pretrained_backbone": False}
+    sizes["backbone_config"] = ("ResNetConfig", {**backbone, "out_features": ["stage2"]})
+    return WithCubes(of_transformers("DetrForObjectDetection", "DetrConfig", sizes), ("logits", "pred_boxes"))
 
 
 ARCHITECTURES = {
@@ -100,21 +202,84 @@ ARCHITECTURES = {
     "GPT-NeoX": language("GPTNeoXForCausalLM", "GPTNeoXConfig"),
     "DeiT": vision("DeiTForImageClassification", "DeiTConfig"),
     "DeBERTa-v2": language("DebertaV2ForMaskedLM", "DebertaV2Config"),
-    "BART": language("BartForConditionalGeneration", "BartConfig", BART),
+    "BART": language("BartForConditionalGeneration", "BartConfig", BART, decoder_start_token_id=2),
     "BEiT": vision("BeitForImageClassification", "BeitConfig"),
     "Phi": language("PhiForCausalLM", "PhiConfig"),
     "BLOOM": language("BloomForCausalLM", "BloomConfig", n_layer=2, n_head=2),
     "Falcon with alibi": language("FalconForCausalLM", "FalconConfig", alibi=True),
     "Qwen2": language("Qwen2ForCausalLM", "Qwen2Config", num_key_value_heads=2),
     "Gemma": language("GemmaForCausalLM", "GemmaConfig", num_key_value_heads=2, head_dim=8),
+    "Mixtral": language(
+        "MixtralForCausalLM", "MixtralConfig", num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2
+    ),
+    "Mamba": language("MambaForCausalLM", "MambaConfig", state_size=4, time_step_rank=4),
+    "Whisper": other(
+        "WhisperForConditionalGeneration", "WhisperConfig",
+        {**BART, "num_mel_bins": 8, "max_source_positions": 8, "max_target_positions": LONGEST,
+         "decoder_start_token_id": 1, "suppress_tokens": None, "begin_suppress_tokens": None},
+        whisper, {"input_features": ("batch",), "labels": ("batch", "length")},
+    ),
+    "Wav2Vec2": sound("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config"),
+    "HuBERT": sound("HubertForSequenceClassification", "HubertConfig"),
+    "CLIP": other(
+        "CLIPModel", "CLIPConfig", {"text_config": SIZES, "vision_config": IMAGES, "projection_dim": 8},
+        captions, {"input_ids": ("batch", "length"), "pixel_values": ("batch",)},
+    ),
+    "SegFormer": other(
+        "SegformerForSemanticSegmentation", "SegformerConfig",
+        {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 12],
+         "patch_sizes": [7, 3], "strides": [4, 2], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2],
+         "decoder_hidden_size": 8, "num_labels": 2},
+        scenes, of_batch("pixel_values", "labels"),
+    ),
+    "DETR": Architecture("DetrForObjectDetection", detr, only_images, of_batch("pixel_values")),
+    "Perceiver": other(
+        "PerceiverForMaskedLM", "PerceiverConfig",
+        {"num_latents": 4, "d_latents": 16, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 2,
+         "num_self_attention_heads": 2, "num_cross_attention_heads": 2, "vocab_size": VOCABULARY,
+         "max_position_embeddings": 7, "qk_channels": 16, "v_channels": 16},
+        lambda batch, _: tokens(batch, 7), of_batch("input_ids", "labels"),
+    ),
+    "PatchTST": other(
+        "PatchTSTForPrediction", "PatchTSTConfig",
+        {"num_input_channels": 2, "context_length": 16, "patch_length": 4, "patch_stride": 4, "prediction_length": 4,
+         "num_hidden_layers": 2, "d_model": 16, "num_attention_heads": 2, "ffn_dim": 24},
+        patches, of_batch("past_values", "future_values"),
+    ),
+    "Time series transformer": other(
+        "TimeSeriesTransformerForPrediction", "TimeSeriesTransformerConfig",
+        {**LAYERS, "prediction_length": 4, "context_length": 6, "num_time_features": 1},
+        series, of_batch(*("past_values", "past_time_features", "past_observed_mask"),
+                         *("future_values", "future_time_features")),
+    ),
+    "ViT of timm": of_timm("vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2),
+    "Mixer of timm": of_timm("mixer_s16_224", img_size=16, patch_size=4, embed_dim=16, num_blocks=2),
+    "ConvNeXt of timm": of_timm("convnext_atto", depths=(1, 1, 1, 1), dims=(4, 6, 8, 8)),
+    "Swin of timm": of_timm(
+        "swin_tiny_patch4_window7_224", img_size=16, patch_size=2, embed_dim=8, depths=(1, 2), num_heads=(1, 2),
+        window_size=2,
+    ),
+    "Transformer": of_torch(
+        "torch.nn.Transformer", "transformer",
+        lambda batch, length: {"source": normal(batch, length, 8), "target": normal(batch, length + 2, 8)},
+        source=("batch", "length"), target=("batch", "other_length"),
+    ),
+    "U-Net": of_torch(
+        "group norms and convolutions", "UNet", lambda batch, _: {"x": normal(batch, 4, 8, 8)}, x=("batch",)
+    ),
+    "Forces": of_torch(
+        "an energy's gradients", "Forces",
+        lambda batch, length: {"positions": normal(batch, length, 3), "forces": normal(batch, length, 3)},
+        positions=("batch", "atoms"), forces=("batch", "atoms"),
+    ),
 }  # fmt: skip
 
+COLUMNS = ("architecture", "class", "dynamic", "nodes", "loss", "gradients", "with dropout", "exported")
 
-def measured(name: str) -> tuple[str, str, str, str, str]:
-    """Export an architecture and return its row: what became of it without and with dropout."""
+
+def measured(name: str) -> Sequence[str]:
+    """Export an architecture without and with dropout, and return its row."""
     import torch  # noqa: PLC0415
-    import transformers  # noqa: PLC0415
-    from torch_runs import arrays, autograd, native, relative_errors  # noqa: PLC0415
 
     import lnbp_onnx  # noqa: PLC0415
     from lnbp_onnx.interop.torch import export_joint  # noqa: PLC0415
@@ -122,42 +287,62 @@ def measured(name: str) -> tuple[str, str, str, str, str]:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
+    torch.set_num_threads(1)
+    # torchvision's own operators, which no model here uses, are built for another torch than the CPU's.
+    for operator in ("nms", "qnms"):
+        with contextlib.suppress(RuntimeError):  # defined by an earlier one
+            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
     each = ARCHITECTURES[name]
-    module = getattr(transformers, each.model)(getattr(transformers, each.config)(**each.sizes))
-    dims = {"batch": torch.export.Dim("batch"), "length": torch.export.Dim("length", max=LONGEST)}
+    module = each.make()
+    sizes = dict.fromkeys(size for axes in each.dynamic.values() for size in axes)
+    dims = {size: torch.export.Dim(size, max=LONGEST if size == "length" else None) for size in sizes}
     dynamic = {
-        key: {axis: dims[dim] for axis, dim in zip(range(tensor.dim()), DYNAMIC[key], strict=False)}
-        for key, tensor in each.takes(2, 7).items()
+        key: {axis: dims[size] for axis, size in enumerate(each.dynamic[key])} if key in each.dynamic else None
+        for key in each.takes(2, 7)
     }
-    nodes = error = ""
-    outcomes = []
+    nodes, errors, outcomes = "", {}, []
     for training in (False, True):
         module.train(training)
         try:
             model = export_joint(module, kwargs=each.takes(2, 7), dynamic_shapes=dynamic)
-        except lnbp_onnx.InvalidModelError as refusal:
+            nodes = str(sum(node.op_type == lnbp_onnx.OP_TYPE for node in model.graph.node))
+            errors[training] = worst(module, model, each)
+            outcomes.append("yes")
+        except lnbp_onnx.LnbpError as refusal:
             outcomes.append(str(refusal).partition(": ")[2].split(" (")[0][:160].replace("|", "/"))
-            continue
-        outcomes.append("yes")
-        if training:
-            continue
-        nodes = str(sum(node.op_type == lnbp_onnx.OP_TYPE for node in model.graph.node))
-        worst = 0.0
-        for batch, length in ((2, 7), (3, 5)):
-            arguments = each.takes(batch, length)
-            doubles = {key: value.double() if value.is_floating_point() else value for key, value in arguments.items()}
-            expected = autograd(copy.deepcopy(module).double(), doubles)
-            largest = max(abs(value).max() for value in expected.values())
-            try:
-                found = native(model, arrays(arguments))
-            except lnbp_onnx.LnbpError as missing:  # a type that ONNX Runtime lacks an operator in
-                return name, each.model, nodes, "", str(missing).partition(" : ")[2].partition(" : ")[2][:160]
+        except Exception as error:  # of the comparison
+            outcomes.append(f"{type(error).__name__}: {error}"[:160])
+    loss, gradients = (f"{error:.0e}" for error in errors[False]) if False in errors else ("", "")
+    with_dropout = f"{max(errors[True]):.0e}" if True in errors else ""
+    outcome = " / ".join(dict.fromkeys(outcomes))
+    return name, each.kind, ", ".join(sizes), nodes, loss, gradients, with_dropout, outcome
+
+
+def worst(module: Any, model: Any, each: Architecture) -> tuple[float, float]:
+    """Return the worst errors of the loss and of the gradients, with the kernel and decomposed, at two batches."""
+    import torch  # noqa: PLC0415
+    from support_modules import Drawn  # noqa: PLC0415
+    from torch_runs import arrays, autograd, decomposed, drawn_by, native, with_draws  # noqa: PLC0415
+
+    shown = with_draws(model)
+    losses, gradients = [0.0], [0.0]
+    for batch, length in ((2, 7), (3, 5)):
+        arguments = each.takes(batch, length)
+        tensors = {key: value for key, value in arguments.items() if isinstance(value, torch.Tensor)}
+        doubles = {key: value.double() if value.is_floating_point() else value for key, value in tensors.items()}
+        constants = {key: value for key, value in arguments.items() if key not in tensors}
+        for run in (native, decomposed):
+            found = run(shown, arrays(tensors))
+            of_its_own = copy.deepcopy(module).double()
+            with Drawn([torch.from_numpy(found[draw]) for draw in drawn_by(shown)]):
+                expected = autograd(of_its_own, doubles, **constants)
+            differences = {key: abs(found[key] - value).max() for key, value in expected.items()}
+            sizes = {key: abs(value).max() for key, value in expected.items()}
+            losses.append(differences.pop("loss") / sizes.pop("loss"))
             # Of the largest gradient, where one is far smaller: what is left of terms that cancel.
-            scaled = {key: max(abs(value).max(), 1e-3 * largest) for key, value in expected.items()}
-            errors = relative_errors(found, expected)
-            worst = max(worst, *(errors[key] * max(abs(expected[key]).max(), 1e-30) / scaled[key] for key in errors))
-        error = f"{worst:.0e}"
-    return name, each.model, nodes, error, " / ".join(dict.fromkeys(outcomes))
+            floor = 1e-3 * max(sizes.values())
+            gradients += [difference / max(sizes[key], floor) for key, difference in differences.items()]
+    return max(losses), max(gradients)
 
 
 def main() -> int:
@@ -174,12 +359,12 @@ def main() -> int:
     before, _, rest = PAGE.read_text().partition(BEGIN)
     table, _, after = rest.partition(END)
     if names == list(ARCHITECTURES):
-        head = "| architecture | class of transformers | nodes | worst gradient | exported |"
-        lines = [head, "|---|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-        PAGE.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after)
+        lines = [" | ".join(row) for row in (COLUMNS, *rows)]
+        lines.insert(1, "|".join(["---"] * len(COLUMNS)))
+        PAGE.write_text(before + BEGIN + "".join(f"| {line} |\n" for line in lines) + END + after)
         return 0
     recorded = {line.split(" | ")[0]: line for line in table.splitlines()}
-    return sum(not recorded.get(f"| {row[0]}", "").endswith(f"| {row[4]} |") for row in rows)
+    return sum(not recorded.get(f"| {row[0]}", "").endswith(f"| {row[-1]} |") for row in rows)
 
 
 if __name__ == "__main__":

@@ -102,8 +102,11 @@ def test_command_line(tmp_path: Path) -> None:
         [*command, "--rounds", "1", "--json", str(results)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (configuration,) = json.loads(results.read_text())["configurations"]
-    assert set(configuration["outcomes"]) == set(contenders.BUILDERS)
-    for name, outcome in configuration["outcomes"].items():
-        assert bool(outcome["rounds"]) != bool(outcome["missing"]), name
-        assert not outcome["missing"] or f"{name}, float: missing: " in done.stdout
+    plain, unaligned, computed = json.loads(results.read_text())["configurations"]
+    assert [each["case"] for each in (plain, unaligned, computed)] == ["plain", "unaligned", "computed"]
+    assert set(plain["outcomes"]) == set(unaligned["outcomes"]) == set(contenders.BUILDERS)
+    assert set(computed["outcomes"]) == set(contenders.COMPUTING_BUILDERS)
+    for configuration in (plain, unaligned, computed):
+        for name, outcome in configuration["outcomes"].items():
+            assert bool(outcome["rounds"]) != bool(outcome["missing"]), name
+            assert not outcome["missing"] or f"{name}, float: missing: " in done.stdout

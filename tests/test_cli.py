@@ -51,6 +51,25 @@ def test_help() -> None:
             assert name in run.stdout
 
 
+@pytest.mark.parametrize(("arguments", "needed"), [(["--help"], set()), (["decompose", "m.onnx"], {"onnx_ir._core"})])
+def test_a_command_imports_what_it_needs(model: Path, arguments: list[str], needed: set[str]) -> None:
+    """The rest takes most of the time of a short command; shapes are symbolic here."""
+    program = """
+import sys
+from lnbp_onnx.cli import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code, *{"onnx_ir._core", "onnxruntime", "sympy.core"} & set(sys.modules))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=model.parent, capture_output=True, text=True, check=True
+    )
+    code, *imported = run.stdout.splitlines()[-1].split()
+    assert code == "0"
+    assert set(imported) == needed
+
+
 @pytest.mark.parametrize("arguments", [["out.onnx"], ["-o", "out.onnx"], ["out.onnx", "-q"]])
 def test_output_by_argument_and_option(model: Path, arguments: list[str]) -> None:
     run = command("decompose", model, *arguments, cwd=model.parent)

@@ -48,6 +48,16 @@ def test_what_a_comment_of_the_cpp_code_names_exists() -> None:
     ] == []
 
 
+def test_the_pages_that_errors_name_exist() -> None:
+    named = {
+        page
+        for source in ROOT.glob("lnbp_onnx/**/*.py")
+        for page in re.findall(r"docs/\w+\.md", source.read_text("utf-8"))
+    }
+    assert {"docs/kernels.md", "docs/passes.md", "docs/pytorch.md", "docs/training.md"} <= named
+    assert [page for page in named if not (ROOT / page).is_file()] == []
+
+
 def test_recorded_graphs_are_listed() -> None:
     listed = re.findall(r"`([^`\n]+)`", (ROOT / "tests/data/README.md").read_text("utf-8"))
     data = ROOT / "tests/data"

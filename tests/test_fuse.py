@@ -2,7 +2,7 @@
 """fuse: what it finds, what it leaves alone, and that it changes no result."""
 
 import cProfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -509,6 +509,36 @@ def test_many_gradients_take_linear_time(form: str, shared: tuple[str, ...]) -> 
     one = decomposed() if form == "decomposed" else Writer(Style(choices=(1, 5, 2))).write()
     few, more = (calls(many(count, one, shared), count) for count in (4, 16))
     assert more < 4.4 * few
+
+
+def test_a_chain_takes_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither calls nor what onnx_ir copies in them: the users of a value, which for shared constants are many."""
+    copied = 0
+
+    def counting(method: Callable[[ir.Value], Sequence[Any]]) -> Callable[[ir.Value], Sequence[Any]]:
+        def counted(value: ir.Value) -> Sequence[Any]:
+            nonlocal copied
+            users = method(value)
+            copied += len(users)
+            return users
+
+        return counted
+
+    monkeypatch.setattr(ir.Value, "uses", counting(ir.Value.uses))  # type: ignore[arg-type]
+    monkeypatch.setattr(ir.Value, "consumers", counting(ir.Value.consumers))
+    costs = []
+    for count in (8, 32):
+        nodes = [
+            lnbp_onnx.make_node("x", f"d{index}", gamma="gamma", use_stats=False, outputs=[f"d{index + 1}", "", ""])
+            for index in range(count)
+        ]
+        types = {"x": (FLOAT, [4, 6]), "d0": (FLOAT, [4, 6]), "gamma": (FLOAT, [6])}
+        model = lnbp_onnx.decompose(make_model(nodes, types, {f"d{count}": (FLOAT, [4, 6])}))
+        copied = 0
+        costs.append((calls(model, count), copied))
+    few, more = costs
+    assert more[0] < 4.4 * few[0]
+    assert more[1] < 4.4 * few[1]
 
 
 def test_a_gradient_takes_no_longer_where_there_are_many_outputs() -> None:
@@ -1085,3 +1115,211 @@ def test_expansion_to_lengths_of_other_names_is_not_followed() -> None:
     )
     result, _ = fuse(model)
     assert not uses_input_delta(result)
+
+
+# What onnx-ad writes: gradients for several seeds at once, along an axis at the end
+
+
+def of_seeds(name: str, count: int | None) -> ModelProto:
+    """Return a recorded gradient for a number of seeds, None for one that is known at run time only."""
+    model = onnx.load(DATA / "onnx_ad" / f"{name}.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "nadj" and count is not None:
+                dim.dim_value = count
+    return model
+
+
+def seeded_feeds(model: ModelProto, lengths: dict[str, int]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(11)
+    values = {}
+    for value in model.graph.input:
+        shape = [dim.dim_value or lengths[dim.dim_param] for dim in value.type.tensor_type.shape.dim]
+        values[value.name] = rng.normal(0.5, 1.5, shape).astype(np.float32)
+    return values
+
+
+@pytest.mark.parametrize("name", ["static", "dynamic", "two_axes"])
+def test_gradient_of_one_seed(name: str) -> None:
+    model = of_seeds(name, 1)
+    result, outcome = fuse(model)
+    [operator] = operators(result)
+    assert all(operator.output)
+    assert outcome.missed == ()
+    assert not {"ReduceMean", "Reciprocal"} & {node.op_type for node in result.graph.node}
+    values = seeded_feeds(model, {"B": 4, "T": 5})
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values), 1e-5)
+
+
+@pytest.mark.parametrize("count", [None, 2])
+def test_gradient_of_several_seeds_is_a_near_miss(count: int | None) -> None:
+    model = of_seeds("dynamic", count)
+    result, outcome = fuse(model)
+    assert result == model
+    [missed] = outcome.missed
+    assert "an axis more, along which there may be several gradients" in missed.reason
+
+
+@pytest.mark.parametrize(
+    ("op_type", "index", "change"),
+    [
+        ("Add", 0, lambda node: node.input.__setitem__(1, "other")),
+        ("Sub", 1, lambda node: node.input.reverse()),
+        ("Sub", 2, lambda node: node.input.__setitem__(0, "full")),
+        ("ReduceMean", 2, lambda node: node.input.__setitem__(1, "rows")),
+        ("ReduceMean", 3, lambda node: node.input.__setitem__(1, "rows")),
+        ("Mul", 2, lambda node: node.input.__setitem__(1, "x")),
+    ],
+)
+def test_wrong_gradient_of_one_seed_is_none(op_type: str, index: int, change: Callable[[NodeProto], None]) -> None:
+    model = of_seeds("static", 1)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 1], np.int64), "rows"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([[[0.5]]], np.float32), "other"))
+    change([node for node in model.graph.node if node.op_type == op_type][index])
+    result, _ = fuse(model)
+    values = seeded_feeds(model, {})
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values), 1e-5)
+    if op_type != "Add":  # another epsilon, in all of the gradient, is the gradient with it
+        assert not uses_input_delta(result)
+
+
+# A gradient that is constant
+
+
+CONSTANT_GRADIENT = """
+<ir_version: 9, opset_import: ["" : 18]>
+g (float[B, 3, 10] x) => (float[B, 3, 10] dx)
+<float[10] ones = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, float one = {1}, float n = {10}, float zero = {0},
+ int64[2] columns = {3, 10}, int64[1] last = {2}>
+{
+    batch = Shape <start = 0, end = 1> (x)
+    shape = Concat <axis = 0> (batch, columns)
+    dy = Expand (one, shape)
+    y, mean, rstd = LayerNormalization <axis = -1, epsilon = 1e-5> (x, ones)
+    d = Sub (x, mean)
+    xhat = Mul (d, rstd)
+    scaled = Mul (dy, n)
+    total = ReduceSum (dy, last)
+    products = Mul (dy, xhat)
+    projection = ReduceSum (products, last)
+    third = Mul (xhat, projection)
+    centred = Sub (scaled, total)
+    rest = Sub (centred, third)
+    share = Div (rstd, n)
+    dx = Mul (share, rest)
+}
+"""
+
+
+def constant_gradient(*changes: tuple[str, str]) -> ModelProto:
+    text = CONSTANT_GRADIENT
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), data_prop=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        # What an exporter computes beforehand, where shapes are known and where they are not.
+        (
+            ("scaled = Mul (dy, n)", ""),
+            ("total = ReduceSum (dy, last)", ""),
+            ("Sub (scaled, total)", "Identity (zero)"),
+        ),
+        (("B, 3, 10", "4, 3, 10"),),
+        (("float one = {1}", "float one = {0.5}"),),
+    ],
+)
+def test_constant_gradient(changes: tuple[tuple[str, str], ...]) -> None:
+    model = constant_gradient(*changes)
+    result, outcome = fuse(model)
+    [operator] = operators(result)
+    assert operator.output[0] == "dx"
+    assert outcome.missed == ()
+    values = {"x": np.random.default_rng(2).normal(0.5, 1.5, (4, 3, 10)).astype(np.float32)}
+    # What is left of a difference of equal terms is small.
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values), 1e-5, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("total = ReduceSum (dy, last)", "total = Identity (zero)"),
+        ("third = Mul (xhat, projection)", "third = Mul (d, projection)"),
+        ("share = Div (rstd, n)", "share = Sqrt (rstd)"),
+        ("Sub (centred, third)", "Add (centred, third)"),
+        ("products = Mul (dy, xhat)", "products = Mul (dy, x)"),
+    ],
+)
+def test_other_constant_gradient_is_none(old: str, new: str) -> None:
+    model = constant_gradient((old, new))
+    result, outcome = fuse(model)
+    assert result == model
+    # What a statistic of the forward pass is used for is told.
+    [missed] = outcome.missed
+    assert missed.name == "y"
+    assert "its Mean is used by the Sub 'd'" in missed.reason
+
+
+def test_nothing_is_no_constant_gradient() -> None:
+    """Of computed statistics and a constant dy the gradient is 0: other zeros are left alone."""
+    text = """
+<ir_version: 9, opset_import: ["" : 18]>
+g (float[4, 6] x) => (float[4, 6] zeros, float[4, 6] xhat)
+<float two = {2}, float eps = {1e-5}, int64[1] last = {1}, float[4, 6] ones = {
+ 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}>
+{
+    mean = ReduceMean (x, last)
+    d = Sub (x, mean)
+    squares = Pow (d, two)
+    variance = ReduceMean (squares, last)
+    shifted = Add (variance, eps)
+    root = Sqrt (shifted)
+    xhat = Div (d, root)
+    same = Mul (xhat, ones)
+    zeros = Sub (same, xhat)
+}
+"""
+    model = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text))
+    result, outcome = fuse(model)
+    assert result == model
+    assert outcome.fused == ()
+
+
+# Statistics of the forward pass that are used for something
+
+
+@pytest.mark.parametrize(
+    ("use", "found"),
+    [
+        ("z = Mul (y, rstd)", "its InvStdDev is used by the Mul 'z'"),
+        ("half = Mul (rstd, two)\n    wide = Expand (half, shape)\n    z = Div (x, wide)", "by the Div 'z'"),
+        ("z = Sub (mean, x)", "its Mean is used by the Sub 'z'"),
+        ("z = Reciprocal (rstd)", None),
+        ("half = Mul (mean, two)\n    z = Concat <axis = 0> (half, mean)", None),
+        (
+            "square = Mul (rstd, rstd)\n    v = Reciprocal (square)\n"
+            "    z = lnbp.LayerNormBackprop (x, x, g, , mean, v)",
+            None,
+        ),
+    ],
+)
+def test_uses_of_statistics_that_are_no_gradient_are_near_misses(use: str, found: str | None) -> None:
+    text = f"""
+<ir_version: 9, opset_import: ["" : 18, "lnbp" : 1]>
+g (float[4, 6] x, float[6] g, int64[2] shape) => (float[M, N] z)
+<float two = {{2}}>
+{{
+    y, mean, rstd = LayerNormalization (x, g)
+    {use}
+}}
+"""
+    model = onnx.parser.parse_model(text)
+    result, outcome = fuse(model)
+    assert result == model
+    assert [missed.name for missed in outcome.missed] == ([] if found is None else ["y"])
+    if found is not None:
+        assert found in outcome.missed[0].reason

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples that train a GPT give the same training wherever it runs."""
 
+import json
 import math
 import os
 import shutil
@@ -166,3 +167,28 @@ def gradient_nodes(model: ModelProto) -> list[tuple[object, ...]]:
         for node in model.graph.node
         if node.op_type == lnbp_onnx.OP_TYPE
     ]
+
+
+def test_in_a_browser(model: ModelProto) -> None:
+    node, browser = shutil.which("node"), shutil.which("chromium")
+    ask = "for (const name of ['onnxruntime-web', 'playwright-core']) require.resolve(name)"
+    if (
+        node is None
+        or browser is None
+        or subprocess.run([node, "-e", ask], stderr=subprocess.DEVNULL, cwd=EXAMPLES, check=False).returncode
+    ):
+        pytest.skip("node with onnxruntime-web and playwright-core, or Chromium, is not installed")
+    command = [sys.executable, str(EXAMPLES / "train_in_browser.py"), "--steps", "20", "--rows", str(ROWS), "--no-open"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[0]
+            drive = [node, str(Path(__file__).with_name("drive_browser.mjs")), address, browser]
+            found = json.loads(subprocess.run(drive, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        finally:
+            server.terminate()
+    assert (found["error"], found["faults"]) == ("", [])
+    expected, _ = trained_with_kernel(model, steps=20)
+    np.testing.assert_allclose(found["losses"], expected, rtol=0, atol=1e-4)
+    assert found["sample"].startswith("The ")
+    assert len(found["sample"]) == 160

@@ -143,6 +143,34 @@ def test_fused_operators_have_the_gradients_of_what_they_are_fused_of(name: str)
         np.testing.assert_allclose(found[output], array, rtol=1e-4, atol=1e-5, err_msg=output)
 
 
+def test_a_rotation_is_turned_back() -> None:
+    opset, operator, given = FUNCTIONS["RotaryEmbedding at positions"]
+    given = {**given, "c": given["c"].astype(np.float32), "s": given["s"].astype(np.float32)}
+    result = check(make_model([operator], given, opset=opset), given)
+    assert [each.op_type for each in result.graph.node] == ["RotaryEmbedding", "Neg", "RotaryEmbedding"]
+
+
+def test_an_output_that_has_no_other_is_refused() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 18, "com.microsoft": 1]>
+        m (float[2, 4] x, float[2, 4] s, float[4] g) => (float[2, 4] y) {
+            u, mean = com.microsoft.SkipSimplifiedLayerNormalization (x, s, g)
+            y = Mul (u, mean)
+        }"""
+    )
+    with pytest.raises(lnbp_onnx.InvalidModelError, match="its output 1, 'mean', is used"):
+        lnbp_onnx.gradient(model, of="y", wrt=["x"], seed="seed")
+
+
+def test_only_what_a_gradient_passes_is_written_out() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 24]>
+        m (float[3] x, float[3] z) => (float[3] y) { a = Swish (x) b = Swish (z) y = Mul (a, b) }"""
+    )
+    result = lnbp_onnx.gradient(model, of="y", wrt=["x"], seed="seed")
+    assert [each.input[0] for each in result.graph.node if each.op_type == "Swish"] == ["z"]
+
+
 # Post-norm as BERT's, with each activation, an RMS norm as Llama's, and a convolution.
 BLOCK = """
 <ir_version: 10, opset_import: ["": 17]>

@@ -166,11 +166,12 @@ def refusal(model: ModelProto) -> str:
         ('d = Gradient <xs=["v"], y="y"> (w)', "xs: the graph has no value 'v'"),
         ('d = Gradient <xs=["w"], y="u"> (w)', "y: no node of the graph computes 'u'"),
         ('d = Gradient <xs=["w"]> (w)', "attribute y is missing"),
+        ('d = Gradient <xs="w", y="y"> (w)', "attribute xs is no list of strings"),
         ('d, e = Gradient <xs=["w"], y="y"> (w)', "has 2 outputs"),
         ('d = Gradient <xs=["w", "w"], y="y"> (w, w)', "a name twice"),
         ('d = Gradient <xs=["w", "h"], y="y"> (w, h)', "'h' is among xs and zs and is computed"),
         ('d = Gradient <xs=["w"], zs=["h"], y="y"> (w, h)', "'h' is among xs and zs and is computed"),
-        ('u = Acos (y) d = Gradient <xs=["w"], y="u"> (w)', "Acos node 'u'"),
+        ('u = Hardmax (y) d = Gradient <xs=["w"], y="u"> (w)', "Hardmax node 'u'"),
         ('u = Shape (y) v = Cast <to=11> (u) d = Gradient <xs=["w"], y="v"> (w)', "does not depend on 'w'"),
     ],
 )
@@ -178,6 +179,22 @@ def test_refusals(nodes: str, part: str) -> None:
     text = refusal(linear(nodes, "double[3, 2] d"))
     assert text.startswith("Gradient node 'd'")
     assert part in text
+
+
+def test_integers_have_no_gradient() -> None:
+    model = parsed(
+        'm (int64 a, float b) => (int64 d) { c = Cast <to=1> (a) y = Mul (b, c) d = Gradient <xs=["a"], y="y"> (a) }'
+    )
+    assert "xs: 'a' is not known to be of type float" in refusal(model)
+
+
+def test_branches_at_other_inputs() -> None:
+    model = parsed(
+        """m (bool c, float a, float b) => (float d) { y = If (c) <
+            then_branch = t () => (float u) { u = Mul (a, a) },
+            else_branch = e () => (float v) { v = Neg (a) }> d = Gradient <xs=["a"], y="y"> (b) }"""
+    )
+    assert "If node 'y' leads to y and holds a graph" in refusal(model)
 
 
 def test_a_circle() -> None:

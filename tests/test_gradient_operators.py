@@ -7,10 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 from documentation import ROOT
-from finite_differences import DOUBLE, check, check_linear, draw, ints, make_model, node
-from onnx import NodeProto
+from finite_differences import (
+    DOUBLE,
+    FLOAT,
+    check,
+    check_linear,
+    draw,
+    ints,
+    make_model,
+    node,
+    run,
+    run_in_onnxruntime,
+)
+from onnx import ModelProto, NodeProto
 
-from lnbp_onnx.gradients import CONSTANT, MICROSOFT_RULES, RULES
+import lnbp_onnx
+from lnbp_onnx.gradients import CONSTANT, FIRST_INPUT_RULES, MICROSOFT_RULES, RULES
 from lnbp_onnx.gradients.fused import FUSED
 
 X, POSITIVE, IMAGE = draw(3, 4), draw(3, 4, low=0.2, high=3.0), draw(2, 4, 7, 6)
@@ -37,6 +49,9 @@ UNARY = {
     ),
     **dict.fromkeys(["Tanh", "Softmax", "LogSoftmax", "Flatten", "Transpose", "Trilu", "Dropout"], X),
     **dict.fromkeys(["Log", "Sqrt"], POSITIVE),
+    **dict.fromkeys(["Acos", "Asin", "Asinh", "Atanh"], X / 3),
+    "Acosh": POSITIVE + 1,
+    "LpNormalization": X,
     "GlobalAveragePool": IMAGE,
     "GlobalMaxPool": IMAGE,
 }
@@ -45,11 +60,11 @@ EQUATIONS: dict[str, list[tuple[int, ...]]] = {
     "ii->i": [(3, 3)],
     "iji->j": [(2, 3, 2)],
     "ij": [(2, 3)],
-    "...ij,...jk": [(2, 1, 3, 4), (3, 4, 2)],
+    "...ij,...jk": [(2, 1, 3, 4), (1, 3, 4, 2)],
     "i...->...": [(3, 2)],
     "ij,jk,kl->il": [(2, 3), (3, 2), (2, 4)],
     "ij,ij->i": [(2, 3), (2, 1)],
-    "b...,bi->i": [(2, 3), (1, 2)],
+    "b...,bi->i...": [(2, 3), (1, 2)],
 }
 
 POOLS: list[dict[str, Any]] = [
@@ -218,6 +233,8 @@ CASES: dict[str, tuple[NodeProto, dict[str, Any]]] = {
             "s": np.array([1.5, 0.5], np.float32),
         },
     ),
+    "LpNormalization 1": (node("LpNormalization", "a", p=1, axis=0), {"a": POSITIVE}),
+    "ReverseSequence": (node("ReverseSequence", "a l", batch_axis=0, time_axis=1), {"a": X, "l": ints(2, 1, 4)}),
     "TopK": (node("TopK", "a k", axis=0, outputs=["y", "i"]), {"a": X, "k": ints(2)}),
     "LayerNormalization": (node("LayerNormalization", "a g b"), {"a": X, "g": draw(4), "b": draw(4)}),
     "LayerNormalization axis": (node("LayerNormalization", "a g", axis=1), {"a": draw(2, 3, 4), "g": draw(3, 4)}),
@@ -265,12 +282,46 @@ CASES: dict[str, tuple[NodeProto, dict[str, Any]]] = {
 _OPSETS = {"Pad wrap": 19, "AveragePool 5": 19, "GroupNormalization": 21, "RMSNormalization": 23, "Gelu tanh": 20}
 
 
+def opset_of(name: str) -> int:
+    op_type = CASES[name][0].op_type
+    return _OPSETS.get(name, 22 if op_type == "HardSwish" else 13 if op_type.startswith("Reduce") else 18)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_finite_differences(name: str) -> None:
     operator, given = CASES[name]
-    opset = _OPSETS.get(name, 22 if operator.op_type == "HardSwish" else 13 if operator.op_type[:6] == "Reduce" else 18)
     # The oldest form of GroupNormalization is deprecated, which the checker does not take.
-    check(make_model([operator], given, opset=opset), given, is_checked=name != "GroupNormalization groups")
+    is_checked = name != "GroupNormalization groups"
+    check(make_model([operator], given, opset=opset_of(name)), given, is_checked=is_checked)
+
+
+# ONNX Runtime resizes otherwise than ONNX's own evaluator, and has no deprecated operators.
+OTHERWISE_IN_ONNXRUNTIME = {"GroupNormalization groups", "Resize crop", "Resize linear align_corners"}
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - OTHERWISE_IN_ONNXRUNTIME))
+def test_onnxruntime_computes_the_same_in_float(name: str) -> None:
+    operator, given = CASES[name]
+    model = make_model([operator], given, opset=opset_of(name))
+    feeds = {key: array.astype(np.float32) for key, array in given.items() if array.dtype == np.float64}
+    in_float = ModelProto.FromString(model.SerializeToString())
+    for value in (*in_float.graph.input, *in_float.graph.output):
+        value.type.tensor_type.elem_type = FLOAT
+    for attribute in in_float.graph.node[0].attribute:
+        if attribute.name == "stash_type":
+            attribute.i = FLOAT
+    feeds["seed"] = draw(*(dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim)).astype(
+        np.float32
+    )
+    wanted = [key for key in feeds if key != "seed"]
+    exact = {key: array.astype(np.float64) for key, array in feeds.items()}
+    expected = run(lnbp_onnx.gradient(model, of="y", wrt=wanted, seed="seed"), exact)
+    found = run_in_onnxruntime(lnbp_onnx.gradient(in_float, of="y", wrt=wanted, seed="seed"), feeds)
+    for key in wanted:
+        array = expected[f"{key}.grad"]
+        assert found[f"{key}.grad"].dtype == np.float32
+        atol = 1e-4 * np.abs(array).max(initial=1)
+        np.testing.assert_allclose(found[f"{key}.grad"], array, rtol=1e-4, atol=atol)
 
 
 # What ONNX's own evaluator does not have.
@@ -346,7 +397,7 @@ def test_operators_are_listed() -> None:
 def rows() -> list[str]:
     """The rows of the tables in docs/training.md; running this file writes them."""
     tables: list[Mapping[str, Callable[..., Any]]] = [
-        RULES,
+        {**RULES, **FIRST_INPUT_RULES},
         {f"com.microsoft::{name}": rule for name, rule in MICROSOFT_RULES.items()},
         {f"com.microsoft::{name}": written for name, written in FUSED.items()},
     ]
@@ -361,7 +412,7 @@ def write_rows() -> None:
     page = ROOT / "docs/training.md"
     before, tables = page.read_text("utf-8").split(OPERATORS)
     pending, lines = rows()[::-1], []
-    sizes = [len(RULES), len(MICROSOFT_RULES), len(FUSED)][::-1]
+    sizes = [len(RULES) + len(FIRST_INPUT_RULES), len(MICROSOFT_RULES), len(FUSED)][::-1]
     for line in tables.splitlines():
         if not line.startswith("| `"):
             lines.append(line)

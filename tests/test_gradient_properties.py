@@ -224,3 +224,91 @@ def test_windows(data: st.DataObject) -> None:
         attributes |= {"group": group, "dilations": each(1, 2)}
     operator, opset = node(op_type, " ".join(arrays), **attributes), data.draw(st.integers(13, 22))
     check_linear(make_model([operator], arrays, opset=opset, dtype=np.float32), arrays)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_layers(data: st.DataObject) -> None:
+    groups = data.draw(st.integers(1, 2))
+    channels = groups * data.draw(st.integers(1, 2))
+    shape = [data.draw(st.integers(1, 2)), channels, *data.draw(st.lists(st.integers(2, 3), min_size=1, max_size=2))]
+    arrays: dict[str, Any] = {"a": draw(*shape), "g": draw(channels), "b": draw(channels)}
+    attributes: dict[str, Any] = {"epsilon": 0.1}
+    op_type = data.draw(
+        st.sampled_from(["BatchNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization"])
+    )
+    opset = data.draw(st.integers(15, onnx.defs.onnx_opset_version()))
+    outputs, inputs = ["y"], "a g b"
+    if op_type == "BatchNormalization":
+        inputs = "a g b m v"
+        arrays |= {"m": draw(channels), "v": draw(channels, low=0.5, high=2.0)}
+        if data.draw(st.booleans()):
+            attributes["training_mode"], outputs = 1, ["y", "m2", "v2"]
+            arrays |= {"m": np.zeros(channels, np.float32), "v": np.ones(channels, np.float32)}
+    elif op_type == "GroupNormalization":
+        attributes |= {"num_groups": groups, "stash_type": onnx.TensorProto.DOUBLE}
+        opset = max(opset, 21)
+    elif op_type == "RMSNormalization":
+        axis = data.draw(st.integers(1, len(shape) - 1))
+        inputs, arrays["g"], attributes["axis"] = "a g", draw(*shape[axis:]), axis - len(shape)
+        opset = max(opset, 23)
+    arrays = {name: arrays[name] for name in inputs.split()}
+    compare(node(op_type, inputs, outputs=outputs, **attributes), arrays, opset)
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_losses(data: st.DataObject) -> None:
+    op_type = data.draw(st.sampled_from(["SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"]))
+    batch, classes, places = data.draw(dims), data.draw(dims), data.draw(st.sampled_from([[], [2], [1, 2]]))
+    count = batch * math.prod(places)
+    labels = data.draw(st.lists(st.integers(0, classes - 1), min_size=count, max_size=count))
+    arrays = {"a": draw(batch, classes, *places), "l": np.array(labels).reshape(batch, *places)}
+    attributes: dict[str, Any] = {"reduction": data.draw(st.sampled_from(["none", "sum", "mean"]))}
+    inputs = "a l"
+    if data.draw(st.booleans()):
+        inputs, arrays["w"] = "a l w", draw(classes, low=0.5, high=2.0).astype(np.float32)
+    # A mean over nothing has no value.
+    if data.draw(st.booleans()) and len(set(labels)) > 1:
+        attributes["ignore_index"] = labels[0]
+    compare(node(op_type, inputs, **attributes), arrays, data.draw(opsets))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_indices(data: st.DataObject) -> None:
+    shape, opset = data.draw(shapes(1, 3)), data.draw(opsets)
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    arrays: dict[str, Any] = {"a": draw(*shape)}
+    op_type = data.draw(st.sampled_from(["GatherElements", "GatherND", "ScatterElements", "ScatterND"]))
+    repeats = op_type.startswith("Gather")
+    attributes: dict[str, Any] = {}
+    if op_type.endswith("ND"):
+        depth = data.draw(st.integers(1, len(shape)))
+        places = [data.draw(st.integers(0, length - 1)) for length in shape[:depth]]
+        arrays["i"] = np.array([places] * (2 if repeats else 1))
+        picked = [len(arrays["i"]), *shape[depth:]]
+    else:
+        picked = list(shape)
+        if not repeats:
+            picked[axis] = 1
+        arrays["i"] = np.full(picked, data.draw(st.integers(-shape[axis], shape[axis] - 1)))
+        attributes["axis"] = axis - data.draw(st.sampled_from([0, len(shape)]))
+    inputs = "a i"
+    if not repeats:
+        inputs, arrays["u"] = "a i u", draw(*picked)
+        if opset >= 16:
+            attributes["reduction"] = data.draw(st.sampled_from(["none", "add"]))
+    compare(node(op_type, inputs, **attributes), arrays, opset)
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_resize(data: st.DataObject) -> None:
+    mode = data.draw(st.sampled_from(["nearest", "linear"]))
+    shape = data.draw(st.lists(st.integers(2, 4), min_size=1, max_size=3))
+    scales = [data.draw(st.sampled_from([1.0, 0.5, 1.7, 2.0])) for _ in shape]
+    transformation = data.draw(st.sampled_from(["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"]))
+    arrays = {"a": draw(*shape), "s": np.array(scales, np.float32)}
+    operator = node("Resize", "a  s", mode=mode, coordinate_transformation_mode=transformation)
+    compare(operator, arrays, data.draw(opsets), is_dynamic=data.draw(dynamic))

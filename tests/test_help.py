@@ -51,6 +51,10 @@ def test_examples_run(tmp_path: Path) -> None:
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     for name in ("model", "a", "b"):
         onnx.save(model, tmp_path / f"{name}.onnx")
+    onnx.save(lnbp_onnx.gradient(model, of="loss"), tmp_path / "joint.onnx")
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 128])
+    graph = helper.make_graph([forward], "g", [x], [y], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=opsets[:1], ir_version=8), tmp_path / "m.onnx")
     for name in ("", *COMMANDS):
         _, _, examples = command(*filter(None, [name]), "--help").stdout.partition("Example")
         assert examples

@@ -6,6 +6,7 @@ import itertools
 import re
 import subprocess
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -131,6 +132,50 @@ def test_models(name: str, exported: Any) -> None:
     values = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
     for parameter in trainable:
         np.testing.assert_array_equal(values[parameter], module.get_parameter(parameter).detach().numpy())
+
+
+@pytest.mark.parametrize("name", ["encoder", "gpt with a tied weight"])
+def test_nothing_is_left_over(name: str, exported: Any) -> None:
+    graph = exported(name)[1].graph
+    subgraphs = [each.g for node in graph.node for each in node.attribute if each.type == onnx.AttributeProto.GRAPH]
+    nodes = [node for each in (graph, *subgraphs) for node in each.node]
+    used = {name for node in nodes for name in node.input} | {
+        output.name for each in (graph, *subgraphs) for output in each.output
+    }
+    assert not [node for node in nodes if not used & set(node.output)]
+    assert not [node for node in graph.node if node.op_type == "Identity"]
+    expressions = [(node.op_type, *node.input, *map(str, node.attribute)) for node in graph.node]
+    assert len(set(expressions)) == len(expressions)
+    inputs = {each.name for each in graph.input}
+    constants = [each for each in graph.initializer if each.name not in inputs]
+    assert used >= {each.name for each in constants}
+    values = {(each.data_type, *each.dims, numpy_helper.to_array(each).tobytes()) for each in constants}
+    assert len(values) == len(constants)
+
+
+def test_names_of_modules(exported: Any) -> None:
+    graph = exported("encoder")[1].graph
+    for op_type in ("LayerNormalization", "LayerNormBackprop"):
+        names = {node.name: node.metadata_props for node in graph.node if node.op_type == op_type}
+        assert names.keys() == {f"layer.norm1/{op_type}", f"layer.norm2/{op_type}"}
+        assert {each.value for (each,) in names.values()} == {"layer.norm1", "layer.norm2"}
+
+
+def test_what_is_said(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (torch.randn(4, 5),)
+    monkeypatch.setattr("lnbp_onnx.interop.torch_terminal.SECONDS", 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = export_joint(modules.narrow(), arguments)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # as the documentation has it
+    lnbp_onnx.inference_session(model, sess_options=options).run(None, {"x": arguments[0].numpy()})
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr("lnbp_onnx.interop.torch_terminal.SECONDS", 0)
+    export_joint(modules.narrow(), arguments)
+    output, said = capfd.readouterr()
+    assert not output
+    assert said.endswith("Exporting Cubes: writing it as ONNX\nExporting Cubes: comparing the model with the module\n")
 
 
 def test_other_outputs(exported: Any) -> None:

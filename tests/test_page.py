@@ -199,6 +199,24 @@ def test_pages_of_the_commands(tmp_path: Path) -> None:
     assert titles(pair[1][1], "operator")[0].startswith("lnbp::LayerNormBackprop")
 
 
+def test_inspect_shows_what_fuse_would_find(tmp_path: Path) -> None:
+    """And near misses, which nothing is made of."""
+    standard = lnbp_onnx.decompose(Case("page", (4, 6)).model())
+    onnx.save(standard, tmp_path / "m.onnx")
+    assert command("inspect", "m.onnx", "--html", "p.html", cwd=tmp_path).returncode == 0
+    text = (tmp_path / "p.html").read_text("utf-8")
+    before, after = drawings(text)
+    assert len(titles(before, "node")) == len(standard.graph.node)
+    assert titles(after, "operator")
+    near = onnx.load(ROOT / "tests/data/torch_layernorm_affine_decomposed.onnx")
+    next(node for node in near.graph.node if node.op_type == "Div").op_type = "Mul"
+    onnx.save(near, tmp_path / "m.onnx")
+    assert command("inspect", "m.onnx", "--html", "p.html", "--force", cwd=tmp_path).returncode == 0
+    text = (tmp_path / "p.html").read_text("utf-8")
+    assert "Near misses" in text
+    assert drawings(text) == []
+
+
 def test_near_misses_have_their_reasons() -> None:
     near = onnx.parser.parse_model("""
         <ir_version: 8, opset_import: ["": 17]> g (float[4, 6] x, float[4, 6] dy) => (float[4, 6] y)

@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import ModelProto, helper
+from onnx import ModelProto
 from sessions import session_options
 
 import lnbp_onnx
@@ -20,7 +19,15 @@ from torch.nn import functional  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch_modules import Cubes, Written, cubes  # noqa: E402
-from torch_runs import arrays, assert_close, autograd, decomposed, native  # noqa: E402
+from torch_runs import (  # noqa: E402
+    arrays,
+    assert_close,
+    autograd,
+    decomposed,
+    drawn_by,
+    native,
+    with_draws,
+)
 
 from lnbp_onnx.interop.torch import export, export_joint  # noqa: E402
 
@@ -33,20 +40,6 @@ SHARE = 0.3
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def drawn_by(model: ModelProto) -> list[str]:
-    """The names of the random numbers in a model, in the order of the draws."""
-    return [node.output[0] for node in model.graph.node if node.op_type.startswith("Random")]
-
-
-def with_draws(model: ModelProto) -> ModelProto:
-    """A model that gives its random numbers, too."""
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    infos = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in drawn_by(model))
-    shown.graph.output.extend(infos)
-    return shown
 
 
 class Drawn(TorchFunctionMode):

@@ -65,6 +65,8 @@ def test_formulas(name: str) -> None:
     optimizer, model = OPTIMIZERS[name], regression(np.float64)
     step = lnbp_onnx.training_step(model, of="loss", optimizer=optimizer)
     onnx.checker.check_model(step, full_check=True)
+    read = {name for node in step.graph.node for name in node.input} | {output.name for output in step.graph.output}
+    assert all(read.intersection(node.output) for node in step.graph.node), "nothing is computed for nothing"
     oracle = oracle_of(optimizer, model)
     for results, batch in zip(trained(step), batches(np.float64), strict=False):
         oracle.step(oracle.gradients(batch))
@@ -116,6 +118,18 @@ def test_a_small_gradient_is_not_clipped() -> None:
     ]
     clipped, free = (trained(step, 1)[0] for step in steps)
     np.testing.assert_array_equal(clipped["w.updated"], free["w.updated"])
+
+
+def test_a_loss_that_is_no_output_becomes_one() -> None:
+    model = regression()
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("p", TensorProto.FLOAT, ["rows", 2]))
+    step = lnbp_onnx.training_step(model, of="loss", optimizer=SGD())
+    onnx.checker.check_model(step, full_check=True)
+    (results,) = trained(step, 1)
+    assert results["p"].shape == (4, 2)
+    batch, values = next(batches()), parameters_of(model)
+    expected = np.mean((batch["x"] @ values["w"] + values["bias"] - batch["y"]) ** 2)
+    np.testing.assert_allclose(results["loss"], expected, rtol=1e-5)
 
 
 def test_the_learning_rate_is_an_input() -> None:

@@ -110,6 +110,8 @@ EXPORTS = {
     "flattened_dynamic": Export("flattened", dynamic=True),
     "transposed": Export("transposed"),
     "residual": Export("residual"),
+    "written_out_residual": Export("written_out_residual"),
+    "written_out_residual_dynamic": Export("written_out_residual", dynamic=True),
     "scaled_gamma": Export("scaled_gamma"),
     "expanded_gamma": Export("expanded_gamma"),
     "rows_of_columns": Export("rows_of_columns"),
@@ -152,6 +154,9 @@ def _forms() -> dict[str, Callable[..., Any]]:
         "flattened": lambda x, g, b: norm(x.reshape(-1, 10), (10,), g, b).reshape(x.shape),
         "transposed": lambda x, g, b: norm(x.transpose(0, 1), (10,), g, b).transpose(0, 1),
         "residual": lambda x, g, b: x + norm(x.tanh(), (10,), g, b),
+        "written_out_residual": lambda x, g, b: (
+            x + ((x - mean(x)) * torch.rsqrt(mean((x - mean(x)).pow(2)) + EPSILON) * g + b)
+        ),
         "scaled_gamma": lambda x, g, b: norm(x, (10,), 1 + 2 * g, b),
         "expanded_gamma": lambda x, g, b: norm(x, (3, 10), g.expand(3, 10), b.expand(3, 10)),
         "rows_of_columns": rows_of_columns,

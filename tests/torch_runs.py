@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
 from torch import nn
 
 import lnbp_onnx
@@ -24,14 +24,14 @@ def decomposed(model: ModelProto, feeds: Feeds) -> dict[str, np.ndarray]:
     return PlainRunner(lnbp_onnx.decompose(model)).run(feeds)
 
 
-def autograd(module: nn.Module, arguments: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def autograd(module: nn.Module, arguments: Mapping[str, Any], **constants: Any) -> dict[str, np.ndarray]:
     """The loss and all gradients as torch computes them, by the names of the model's outputs."""
     module.zero_grad()
     inputs = {
         name: each.detach().requires_grad_(each.is_floating_point() and each.requires_grad)
         for name, each in arguments.items()
     }
-    result = module(**inputs)
+    result = module(**inputs, **constants)
     loss = result["loss"] if isinstance(result, dict) else result[0] if isinstance(result, tuple) else result
     loss.backward()
     sources = {name: each for name, each in (*module.named_parameters(), *inputs.items()) if each.requires_grad}
@@ -55,3 +55,17 @@ def relative_errors(found: Feeds, expected: Feeds) -> dict[str, float]:
 def assert_close(found: Feeds, expected: Feeds, tolerance: float = 1e-5) -> None:
     errors = relative_errors(found, expected)
     assert max(errors.values()) <= tolerance, errors
+
+
+def drawn_by(model: ModelProto) -> list[str]:
+    """The names of the random numbers in a model, in the order of the draws."""
+    return [node.output[0] for node in model.graph.node if node.op_type.startswith("Random")]
+
+
+def with_draws(model: ModelProto) -> ModelProto:
+    """A model that gives its random numbers, too."""
+    shown = ModelProto()
+    shown.CopyFrom(model)
+    infos = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in drawn_by(model))
+    shown.graph.output.extend(infos)
+    return shown

@@ -3,7 +3,6 @@
 
 import contextlib
 import copy
-import enum
 import itertools
 import logging
 import math
@@ -18,14 +17,12 @@ from dataclasses import dataclass, fields
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import onnx_ir as ir
 import typer
 from onnx import ModelProto
 
-from lnbp_onnx import spec
-from lnbp_onnx.api import differentiation
+from lnbp_onnx import api, passes, spec
 from lnbp_onnx.cli import EXIT_INTERRUPTED, report
 from lnbp_onnx.cli.targets import Job, UsageError, check_page, check_unused, jobs, pages, path_of
 from lnbp_onnx.cli.terminal import (
@@ -48,22 +45,13 @@ from lnbp_onnx.files.model_io import (
     runnable,
     save_model,
 )
-from lnbp_onnx.graphs.edit import apply_in_place
-from lnbp_onnx.passes import (
-    DecomposePass,
-    EmbedPass,
-    FusePass,
-    GradientNodesPass,
-    InTurn,
-    InTurnResult,
-    OrtTrainingPass,
-    ScatterPass,
-    TrainingStepPass,
-)
-from lnbp_onnx.running.compare import ATOL, RTOL
-from lnbp_onnx.running.compare import compare as compare_models
-from lnbp_onnx.training.losses import LossName
-from lnbp_onnx.training.optimizers import SGD, AdamW, Optimizer
+from lnbp_onnx.graphs import edit
+from lnbp_onnx.running.differences import ATOL, RTOL
+from lnbp_onnx.training import optimizers
+from lnbp_onnx.training.names import LossName, OptimizerName
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 EXIT_FAILED = 1
 EXIT_UNUSABLE = 2
@@ -226,7 +214,7 @@ def _is_to_stdout(planned: Sequence[Job], size_threshold: int | None) -> bool:
 def _add_rewriting(
     name: str,
     suffix: str,
-    make_passes: Sequence[Callable[[], ir.passes.InPlacePass]],
+    get_passes: Callable[[], Sequence["type[ir.passes.InPlacePass]"]],
     nothing: str,
     summary: str,
     *examples: str,
@@ -276,16 +264,16 @@ def _add_rewriting(
         check_page(html, planned, force=force)
         to_stderr = _is_to_stdout(planned, size_threshold)
         printer = Printer(as_json, quiet, verbose, to_stderr=to_stderr)
-        passes, none = list(make_passes), nothing
+        kinds, none = list(get_passes()), nothing
         if scatter_reductions:
-            passes, none = [ScatterPass, *passes], f"{none}, and no ScatterND with a reduction"
+            kinds, none = [passes.ScatterPass, *kinds], f"{none}, and no ScatterND with a reduction"
         if training_ops:
-            passes, none = [OrtTrainingPass, *passes], f"{none}, and no operator of ONNX Runtime training"
+            kinds, none = [passes.OrtTrainingPass, *kinds], f"{none}, and no operator of ONNX Runtime training"
 
         def rewrite(job: Job) -> dict[str, Any]:
             if output_dir is not None and not force:
                 check_unused(job)
-            return _rewrite(job, request, [make() for make in passes], none, printer)
+            return _rewrite(job, request, [kind() for kind in kinds], none, printer)
 
         if output_dir is None:
             data = rewrite(planned[0])
@@ -306,7 +294,7 @@ def _add_rewriting(
 _add_rewriting(
     "decompose",
     "decomposed",
-    (GradientNodesPass, DecomposePass),
+    lambda: (passes.GradientNodesPass, passes.DecomposePass),
     f"the model has no {spec.OP_TYPE} node, and no Gradient node",
     f"Rewrite every {spec.OP_TYPE} node in standard operators, which any runtime executes.",
     "decompose model.onnx",
@@ -317,7 +305,7 @@ _add_rewriting(
 _add_rewriting(
     "embed",
     "embedded",
-    (EmbedPass,),
+    lambda: (passes.EmbedPass,),
     f"the model has no {spec.OP_TYPE} node, or all of them have the function already",
     "Add a function in standard operators beside the nodes: fast where the kernel is, standard elsewhere.",
     "embed model.onnx",
@@ -326,7 +314,7 @@ _add_rewriting(
 _add_rewriting(
     "fuse",
     "fused",
-    (FusePass,),
+    lambda: (passes.FusePass,),
     "no layer-norm gradient was found",
     f"Find layer-norm gradients in standard operators and make each one {spec.OP_TYPE} node.",
     "fuse model.onnx",
@@ -390,12 +378,14 @@ def gradient(
 ) -> None:
     """Add the gradients of a value to a model, as outputs NAME.grad."""
     with _usage_errors():
-        passes = differentiation(of, wrt=wrt, seed=seed, loss=loss, label=label, class_axis=class_axis, patterns=True)
+        rewritings = api.differentiation(
+            of, wrt=wrt, seed=seed, loss=loss, label=label, class_axis=class_axis, patterns=True
+        )
     size_threshold = _size_threshold(save_as_external_data, size_threshold)
     (job,) = jobs(models, output, None, in_place=in_place, force=force, suffix="gradient")
     printer = Printer(as_json, quiet, to_stderr=_is_to_stdout([job], size_threshold))
     request = _Request(0, RTOL, ATOL, {}, size_threshold, dry_run, several=False)
-    printer.data(_rewrite(job, request, passes, "", printer))
+    printer.data(_rewrite(job, request, rewritings, "", printer))
 
 
 @contextlib.contextmanager
@@ -408,20 +398,10 @@ def _usage_errors() -> Iterator[None]:
         raise UsageError(f"--{name.replace('_', '-')} {rest}") from error
 
 
-class _OptimizerName(enum.StrEnum):
-    """The optimizers, as ``--optimizer`` names them."""
-
-    ADAMW = "adamw"
-    SGD = "sgd"
-
-
-_OPTIMIZERS: dict[_OptimizerName, type[Optimizer]] = {_OptimizerName.ADAMW: AdamW, _OptimizerName.SGD: SGD}
-
-
 @_command(
     "train-step",
-    "train-step joint.onnx",
-    "train-step model.onnx --of logits --loss cross-entropy --label target --optimizer sgd --lr 0.1",
+    "train-step joint.onnx --optimizer sgd --lr 0.1",
+    "train-step m.onnx --of y --loss mse --label t",
 )
 def train_step(
     models: Annotated[list[Path], _models("training")],
@@ -437,31 +417,38 @@ def train_step(
     loss: Loss = None,
     label: Label = None,
     class_axis: ClassAxis = 1,
-    optimizer: Annotated[_OptimizerName, typer.Option("--optimizer", help="As torch.optim.AdamW or SGD.")] = (
-        _OptimizerName.ADAMW
+    optimizer: Annotated[OptimizerName, typer.Option("--optimizer", help="As torch.optim.AdamW or SGD.")] = (
+        OptimizerName.ADAMW
     ),
     lr: Annotated[
-        float | None, typer.Option("--lr", help="The default of the input learning_rate; 0.001 where not given.")
+        float | None,
+        typer.Option("--lr", metavar="NUMBER", help="The default of the input learning_rate; 0.001 where not given."),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option("--weight-decay", help="By default 0.01 of adamw, 0 of sgd.")
+        float | None, typer.Option("--weight-decay", metavar="NUMBER", help="By default 0.01 of adamw, 0 of sgd.")
     ] = None,
     no_weight_decay: Annotated[
         list[str] | None,
         typer.Option("--no-weight-decay", metavar="PATTERN", help="Parameters that do not decay; may be repeated."),
     ] = None,
     betas: Annotated[
-        tuple[float, float] | None, typer.Option("--betas", help="Of adamw; 0.9 0.999 by default.")
+        tuple[float, float] | None,
+        typer.Option("--betas", metavar="NUMBER NUMBER", help="Of adamw; 0.9 0.999 by default."),
     ] = None,
-    eps: Annotated[float | None, typer.Option("--eps", help="Of adamw; 1e-8 by default.")] = None,
-    momentum: Annotated[float | None, typer.Option("--momentum", help="Of sgd; 0 by default.")] = None,
-    dampening: Annotated[float | None, typer.Option("--dampening", help="Of sgd; 0 by default.")] = None,
+    eps: Annotated[float | None, typer.Option("--eps", metavar="NUMBER", help="Of adamw; 1e-8 by default.")] = None,
+    momentum: Annotated[
+        float | None, typer.Option("--momentum", metavar="NUMBER", help="Of sgd; 0 by default.")
+    ] = None,
+    dampening: Annotated[
+        float | None, typer.Option("--dampening", metavar="NUMBER", help="Of sgd; 0 by default.")
+    ] = None,
     nesterov: Annotated[bool | None, typer.Option("--nesterov", help="Of sgd.", show_default=False)] = None,
     clip_norm: Annotated[
-        float | None, typer.Option("--clip-norm", help="The largest norm of all gradients together.")
+        float | None, typer.Option("--clip-norm", metavar="NUMBER", help="The largest norm of all gradients together.")
     ] = None,
     accumulation_steps: Annotated[
-        int, typer.Option("--accumulation-steps", help="From the gradients of how many runs a step is taken.")
+        int,
+        typer.Option("--accumulation-steps", metavar="N", help="From the gradients of how many runs a step is taken."),
     ] = 1,
     output: Output = None,
     in_place: InPlace = False,
@@ -487,17 +474,22 @@ def train_step(
         }.items()
         if value is not None
     }
-    kind = _OPTIMIZERS[optimizer]
+    kind = optimizers.KINDS[optimizer]
     for name in settings.keys() - {field.name for field in fields(kind)}:
         raise UsageError(f"--{name.replace('_', '-')} is no setting of {optimizer}; leave it out.")
     with _usage_errors():
-        passes = differentiation(of, wrt=wrt, loss=loss, label=label, class_axis=class_axis, patterns=True)
-        step = TrainingStepPass(kind(**settings), clip_norm=clip_norm, accumulation_steps=accumulation_steps)
+        rewritings = api.differentiation(of, wrt=wrt, loss=loss, label=label, class_axis=class_axis, patterns=True)
+        step = passes.TrainingStepPass(
+            kind(**settings),
+            loss=of if loss is None else passes.LOSS,
+            clip_norm=clip_norm,
+            accumulation_steps=accumulation_steps,
+        )
     size_threshold = _size_threshold(save_as_external_data, size_threshold)
     (job,) = jobs(models, output, None, in_place=in_place, force=force, suffix="training")
     printer = Printer(as_json, quiet, to_stderr=_is_to_stdout([job], size_threshold))
     request = _Request(0, RTOL, ATOL, {}, size_threshold, dry_run, several=False)
-    printer.data(_rewrite(job, request, [*passes, step], "", printer))
+    printer.data(_rewrite(job, request, [*rewritings, step], "", printer))
 
 
 @_command(
@@ -524,6 +516,8 @@ def compare(
     """Run two models on the same random inputs and compare every output."""
     if model_a == model_b == STANDARD_STREAM:
         raise UsageError("A and B are both standard input, which can be read once; give the name of a file.")
+    from lnbp_onnx.running.compare import compare as compare_models  # noqa: PLC0415 imports ONNX Runtime
+
     shapes = _input_shapes(input_shape)
     rtol, atol = _tolerances(rtol, atol)
     printer = Printer(as_json, quiet, verbose)
@@ -664,7 +658,7 @@ class _Request:
 
 
 def _rewrite(
-    job: Job, request: _Request, rewritings: Sequence[ir.passes.InPlacePass], nothing: str, printer: Printer
+    job: Job, request: _Request, rewritings: Sequence["ir.passes.InPlacePass"], nothing: str, printer: Printer
 ) -> dict[str, Any]:
     """Read a model, apply passes, compare if asked, write, and tell; returns what was found."""
     start = time.perf_counter()
@@ -675,8 +669,8 @@ def _rewrite(
         untouched = None if request.html is None else copy.deepcopy(model)
         original = None if can_be_read_again(job.source) or not request.check else copy.deepcopy(model)
         before: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": _bytes_of(job.source, model)}
-        rewritten = apply_in_place(InTurn(*rewritings), model)
-        assert isinstance(rewritten, InTurnResult)
+        rewritten = edit.apply_in_place(passes.InTurn(*rewritings), model)
+        assert isinstance(rewritten, passes.InTurnResult)
         modified = rewritten.modified
         after: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": None}
         doubts += report.training_ops_warnings(model)
@@ -761,6 +755,8 @@ def _bytes_of(path: Path, model: ModelProto) -> int:
 
 def _check(job: Job, request: _Request, original: ModelProto | None, model: ModelProto) -> dict[str, Any]:
     """Compare IN, or what was read from it where it can be read once, with the result."""
+    from lnbp_onnx.running.compare import compare as compare_models  # noqa: PLC0415 imports ONNX Runtime
+
     with contextlib.ExitStack() as stack:
         first = job.source if original is None else stack.enter_context(runnable(original, job.source))
         return report.comparison_data(

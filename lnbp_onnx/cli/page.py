@@ -2,6 +2,7 @@
 """The page to look at: the nodes that were found, around each the graph before and after, in one file."""
 
 import base64
+import copy
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,11 +21,11 @@ from lnbp_onnx.cli.surroundings import Drawing, Places, drawing, region
 from lnbp_onnx.cli.svg import text_of
 from lnbp_onnx.errors import LnbpError
 from lnbp_onnx.files.new_files import replacing
-from lnbp_onnx.graphs.edit import apply, blamed_on_model
+from lnbp_onnx.graphs.edit import apply, apply_in_place, blamed_on_model
 from lnbp_onnx.graphs.operators import OPERATOR_ID, Operator, is_operator
 from lnbp_onnx.graphs.specialise import specialised_operators
 from lnbp_onnx.node import format_shape
-from lnbp_onnx.passes import DecomposePass
+from lnbp_onnx.passes import DecomposePass, FusePass
 
 _MOST_DRAWN = 40
 _MOST_BOXES = 250
@@ -65,12 +66,23 @@ class Subject:
 
 
 def inspected(name: str, model: ModelProto, remarks: Sequence[str]) -> Subject:
-    """Return what a page shows of a model: its nodes, and what decompose would make of them."""
+    """Return what a page shows of a model: its nodes decomposed, or what fuse would find; and its near misses."""
+    fused = copy.deepcopy(model)
+    found = report.outcomes(apply_in_place(FusePass(), fused))
+    operators = report.found_operators(model)
+    told = [*remarks]
+    if found["nodes"]:
+        told.append(f"fuse would make {len(found['nodes'])} {spec.OP_TYPE} nodes of what is there.")
+    if found["nodes"] and not operators:
+        return Subject(name, model, fused, True, _results(found), found["missed"], told, ("As it is", "Fused"))
+    if not operators:
+        return Subject(name, model, None, missed=found["missed"], remarks=told)
     try:
-        after, hindered = apply(model, DecomposePass()), []
+        after = apply(model, DecomposePass())
     except LnbpError as error:
-        after, hindered = None, [f"It cannot be decomposed: {error}"]
-    return Subject(name, model, after, remarks=[*remarks, *hindered], sides=("As it is", "Decomposed"))
+        after = None
+        told.append(f"It cannot be decomposed: {error}")
+    return Subject(name, model, after, missed=found["missed"], remarks=told, sides=("As it is", "Decomposed"))
 
 
 def rewritten(name: str, before: ModelProto, after: ModelProto, data: Mapping[str, Any]) -> Subject:
@@ -81,10 +93,19 @@ def rewritten(name: str, before: ModelProto, after: ModelProto, data: Mapping[st
         before,
         after,
         operators_in_after="missed" in data,
-        results={(each["node"], each["place"]): each["result"] for each in data["nodes"]},
+        results=_results(data),
         missed=data.get("missed", ()),
         remarks=data["warnings"],
     )
+
+
+def _results(data: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """Return what became of each node, by its name and place; nothing of those that share a name and differ in it."""
+    results: dict[tuple[str, str], str] = {}
+    for each in data["nodes"]:
+        key = each["node"], each["place"]
+        results[key] = each["result"] if results.get(key, each["result"]) == each["result"] else ""
+    return results
 
 
 def write(subject: Subject, path: Path) -> None:
@@ -111,8 +132,8 @@ def render(subject: Subject) -> str:
         _nodes_table(rows),
         _drawings(rows, subject),
         _missed_table(subject.missed),
-        _counts_table("Operators", *map(report.operator_counts, models), absent="0"),
-        _counts_table("Operator sets", *map(_opsets, models)),
+        _counts_table("Operators", subject.sides, [*map(report.operator_counts, models)], absent="0"),
+        _counts_table("Operator sets", subject.sides, [*map(_opsets, models)]),
     ]
     style, script = (resources.files(__package__).joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
@@ -161,7 +182,7 @@ class _Found:
     def _row(self, operator: Operator, is_drawn: bool) -> _Row:
         data = report.describe(operator) | {"module": _module(operator.node)}
         result = self._results.get((data["node"], data["place"]))
-        if result is not None:
+        if result:
             data["result"] = result
         if not is_drawn:
             return _Row(data, Drawing((), ()), None)
@@ -273,10 +294,10 @@ def _missed_table(missed: Sequence[Mapping[str, str]]) -> str:
     return _table("Near misses", ["at", "place", "what stopped it"], rows)
 
 
-def _counts_table(title: str, *sides: Mapping[str, int], absent: str = "") -> str:
-    names = sorted({name for side in sides for name in side})
-    rows = [[text_of(name), *(str(side.get(name, absent)) for side in sides)] for name in names]
-    return _table(title, ["", *["before", "after"][: len(sides)]], rows, numbers=True)
+def _counts_table(title: str, sides: Sequence[str], counts: Sequence[Mapping[str, int]], absent: str = "") -> str:
+    names = sorted({name for each in counts for name in each})
+    rows = [[text_of(name), *(str(each.get(name, absent)) for each in counts)] for name in names]
+    return _table(title, ["", *(sides if len(counts) > 1 else [""])], rows, numbers=True)
 
 
 def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]], *, numbers: bool = False) -> str:

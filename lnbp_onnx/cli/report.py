@@ -7,11 +7,10 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from rich import markup
 from rich.table import Table
 
@@ -34,8 +33,9 @@ from lnbp_onnx.passes import (
     held_training_ops,
 )
 from lnbp_onnx.running import native
-from lnbp_onnx.running.compare import Comparison
-from lnbp_onnx.running.session import IN_HOST_MEMORY
+
+if TYPE_CHECKING:
+    from lnbp_onnx.running.compare import Comparison
 
 _PACKAGES = ("lnbp-onnx", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-extensions", "numpy")
 _MOST_NAMED = 6
@@ -183,7 +183,7 @@ def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def comparison_data(comparison: Comparison) -> dict[str, Any]:
+def comparison_data(comparison: "Comparison") -> dict[str, Any]:
     """Return a comparison as plain data."""
     return {
         "ok": comparison.ok,
@@ -331,6 +331,10 @@ def times_sentence(comparison: Mapping[str, Any]) -> str:
 
 def environment() -> dict[str, Any]:
     """Return the versions of what takes part, where the kernel library is, and what is available."""
+    import onnxruntime  # noqa: PLC0415 takes a while, and no other command needs it here
+
+    from lnbp_onnx.running.session import IN_HOST_MEMORY  # noqa: PLC0415 imports it
+
     try:
         library: str | None = native.get_library_path()
     except KernelError:

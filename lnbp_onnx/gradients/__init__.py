@@ -5,7 +5,7 @@ A rule takes a `GradientOp`, the forward node with the gradients of its outputs,
 inputs. Its docstring is the definition. What ONNX Runtime training has an operator for is written by `training_ops`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import MappingProxyType
 
 import onnx_ir as ir
@@ -17,8 +17,13 @@ from lnbp_onnx.training_ops import MICROSOFT_DOMAIN
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "Abs": elementwise.absolute,
+        "Acos": elementwise.acos,
+        "Acosh": elementwise.acosh,
         "Add": elementwise.add,
+        "Asin": elementwise.asin,
+        "Asinh": elementwise.asinh,
         "Atan": elementwise.atan,
+        "Atanh": elementwise.atanh,
         "AveragePool": layers.average_pool,
         "BatchNormalization": layers.batch_normalization,
         "Cast": elementwise.cast,
@@ -55,6 +60,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "LeakyRelu": elementwise.leaky_relu,
         "Log": elementwise.log,
         "LogSoftmax": reductions.log_softmax,
+        "LpNormalization": reductions.lp_normalization,
         "MatMul": products.matmul,
         "Max": elementwise.extreme,
         "MaxPool": layers.max_pool,
@@ -82,6 +88,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "Relu": elementwise.relu,
         "Reshape": shapes.reshape,
         "Resize": layers.resize,
+        "ReverseSequence": shapes.reverse_sequence,
         "ScatterElements": shapes.scatter_elements,
         "ScatterND": shapes.scatter_nd,
         "Selu": elementwise.selu,
@@ -112,6 +119,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 )
 """The operators of the default domain that have a gradient."""
 
+FIRST_INPUT_RULES: Mapping[str, Rule] = MappingProxyType({"RotaryEmbedding": layers.rotary_embedding})
+"""Operators that are defined by others, with a gradient of their own where only that of their first input is wanted."""
+
 MICROSOFT_RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "BiasGelu": elementwise.bias_gelu,
@@ -124,6 +134,7 @@ MICROSOFT_RULES: Mapping[str, Rule] = MappingProxyType(
 
 EXTRA_OUTPUTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
+        "Dropout": ("mask",),
         "LayerNormalization": ("mean", "inv_std_dev"),
         "MaxPool": ("indices",),
         "SimplifiedLayerNormalization": ("inv_std",),
@@ -145,10 +156,24 @@ CONSTANT_INPUTS: Mapping[str, tuple[int, ...]] = MappingProxyType({"Dropout": (1
 """Inputs of a floating type that no gradient passes, by their nature."""
 
 
-def rule_of(node: ir.Node) -> Rule | None:
-    """Return the rule of a node's operator, None where it has none."""
-    rules = {"": RULES, MICROSOFT_DOMAIN: MICROSOFT_RULES}.get(node.domain)
-    return None if rules is None else rules.get(node.op_type)
+def rule_of(node: ir.Node, found: Container[ir.Value]) -> Rule | None:
+    """Return the rule of a node, None where it has none; gradients lead to the values that are `found`."""
+    if node.domain == MICROSOFT_DOMAIN:
+        return MICROSOFT_RULES.get(node.op_type)
+    if node.domain != "":
+        return None
+    if node.op_type in FIRST_INPUT_RULES and not any(value in found for value in node.inputs[1:] if value is not None):
+        return FIRST_INPUT_RULES[node.op_type]
+    return RULES.get(node.op_type)
 
 
-__all__ = ["CONSTANT", "CONSTANT_INPUTS", "EXTRA_OUTPUTS", "MICROSOFT_RULES", "RULES", "Rule", "rule_of"]
+__all__ = [
+    "CONSTANT",
+    "CONSTANT_INPUTS",
+    "EXTRA_OUTPUTS",
+    "FIRST_INPUT_RULES",
+    "MICROSOFT_RULES",
+    "RULES",
+    "Rule",
+    "rule_of",
+]

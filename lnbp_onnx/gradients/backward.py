@@ -21,7 +21,7 @@ from lnbp_onnx.gradients.dependence import (
     used,
 )
 from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
-from lnbp_onnx.graphs.inference import info_of
+from lnbp_onnx.graphs.inference import declare, info_of, known
 from lnbp_onnx.graphs.inline import nodes_in
 from lnbp_onnx.graphs.operators import name_of
 from lnbp_onnx.graphs.replace import replace_nodes
@@ -76,19 +76,39 @@ class Backward:
         Returns:
             The value to differentiate, which may come from another node now.
         """
+        assumed: dict[ir.Value, TensorInfo] = {}
         while True:
-            nodes, _ = passed(self._graph, dependent(self._graph, sources, self.infos), [of], self.infos)
-            without_rule = [node for node in nodes_in(nodes) if rule_of(node) is None and not is_control_flow(node)]
+            found = dependent(self._graph, sources, self.infos)
+            nodes, _ = passed(self._graph, found, [of], self.infos)
+            known_before = len(assumed)
+            assumed |= self._shapes_kept(nodes_in(nodes))
+            without_rule = self._uncovered(self._graph, found, [of])
             bodies = [body(node, self.infos, self._opset, self.unique_name) for node in without_rule]
             replacements = [each for each in bodies if each is not None]
-            if not replacements:
+            if not replacements and len(assumed) == known_before:
                 return of
             renewed = {
                 old: new for each in replacements for old, new in zip(each.node.outputs, each.outputs, strict=False)
             }
             replace_nodes(replacements)
             of = renewed.get(of) or of
+            declared = {value: info_of(value) for value in assumed}
+            for value, info in assumed.items():
+                declare(value, info)
             self.infos.update(infer())
+            for value, info in declared.items():
+                declare(value, info)
+
+    def _shapes_kept(self, nodes: Iterable[ir.Node]) -> dict[ir.Value, TensorInfo]:
+        """Return what loops do not declare of the shapes that they carry, which stay as they are at the begin."""
+        found: dict[ir.Value, TensorInfo] = {}
+        for node in nodes:
+            if node.domain == "" and node.op_type == "Loop":
+                for state in iteration_of(node).states:
+                    info = known(state.operand, self.infos)
+                    if known(state.before, self.infos).shape is None and info.shape is not None:
+                        found[state.before] = info
+        return found
 
     def write(self, of: ir.Value, seed: ir.Value, sources: Sequence[ir.Value], names: Sequence[str]) -> list[ir.Value]:
         """Write the gradients of the sources into the graph, and return them.
@@ -187,7 +207,7 @@ class Backward:
         uncovered: list[ir.Node] = []
         for node in reversed(nodes):
             if not is_control_flow(node):
-                uncovered += [node] if rule_of(node) is None else []
+                uncovered += [node] if rule_of(node, found) is None else []
             elif node.op_type == "If":
                 for branch in branches_of(node):
                     pairs = zip(node.outputs, branch.outputs, strict=True)
@@ -211,7 +231,7 @@ class Backward:
         if is_control_flow(node):
             self._add((if_gradient if node.op_type == "If" else loop_gradient)(op, self, found))
             return
-        rule = rule_of(node)
+        rule = rule_of(node, found)
         assert rule is not None
         gradients: Gradients = rule(op)
         self._add(
@@ -255,7 +275,7 @@ class Backward:
     def _complete(self, node: ir.Node) -> None:
         """Give a forward node the outputs that its rule needs."""
         steps = EXTRA_OUTPUTS.get(node.op_type)
-        if steps is None:
+        if steps is None or (node.op_type == "Dropout" and len(node.inputs) < 3):
             return
         given = len(node.outputs)
         node.resize_outputs(max(given, len(steps) + 1))

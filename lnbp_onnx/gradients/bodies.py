@@ -25,8 +25,13 @@ def body(
     """
     if node.domain == MICROSOFT_DOMAIN and node.op_type in FUSED:
         op = TrainingOp(node, infos, opset, unique_name)
-        outputs = FUSED[node.op_type](op)
-        return Replacement(node, op.nodes, outputs[: len(node.outputs)])
+        outputs = FUSED[node.op_type](op)[: len(node.outputs)]
+        for index, (output, value) in enumerate(zip(node.outputs, outputs, strict=False)):
+            if value is None and (output.uses() or output.is_graph_output()):
+                op.refuse(
+                    f"its output {index}, {output.name!r}, is used, which is not covered (use what it stands for)"
+                )
+        return Replacement(node, op.nodes, outputs)
     function = _schema_function(node, infos, opset) if node.domain == "" else None
     return None if function is None else written_out(node, function, unique_name)
 

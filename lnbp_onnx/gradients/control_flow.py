@@ -13,6 +13,7 @@ import onnx_ir as ir
 from lnbp_onnx.gradients.dependence import (
     Iteration,
     Slices,
+    State,
     branches_of,
     captured,
     dependent,
@@ -26,7 +27,7 @@ from lnbp_onnx.gradients.gradient_op import GradientOp
 from lnbp_onnx.graphs.inference import subgraphs_of
 from lnbp_onnx.graphs.inline import nodes_in, rename
 from lnbp_onnx.graphs.operators import name_of
-from lnbp_onnx.node import TensorInfo
+from lnbp_onnx.node import TensorInfo, format_shape
 
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -90,9 +91,13 @@ class _Copy:
             for source, gradient in zip(sources, found, strict=True)
         ]
 
-    def finish(self, results: Sequence[ir.Value]) -> None:
-        """Make results the outputs, and remove what they do not need."""
-        outputs = [self.writer.op("Identity", result) for result in results]
+    def finish(self, results: Sequence[ir.Value], sources: Sequence[ir.Value]) -> None:
+        """Make results the outputs, with the types and shapes of their sources, and remove what they do not need."""
+        outputs = []
+        for result, source in zip(results, sources, strict=True):
+            # ONNX Runtime's Scan must know the ranks, also behind operators that it knows nothing of.
+            info = self.writer.info(source)
+            outputs.append(self.writer.op("Identity", result, shape=info.shape, element_type=info.element_type))
         forward = list(self.graph)
         self.graph.outputs.clear()
         self.graph.remove(forward)
@@ -134,7 +139,8 @@ def if_gradient(g: GradientOp, walk: Walk, found: set[ir.Value]) -> Parts:
     for branch in branches_of(g.node):
         copy = _Copy(g, walk, branch)
         deltas = zip(copy.graph.outputs, g.deltas, strict=True)
-        copy.finish(copy.gradients([(value, delta) for value, delta in deltas if delta is not None], sources))
+        seeds = [(value, delta) for value, delta in deltas if delta is not None]
+        copy.finish(copy.gradients(seeds, sources), sources)
         branches.append(copy.graph)
     outputs = g.ops(
         "If",
@@ -159,6 +165,8 @@ def loop_gradient(g: GradientOp, walk: Walk, found: set[ir.Value]) -> Parts:
     deltas = {output: delta for output, delta in zip(g.node.outputs, g.deltas, strict=True) if delta is not None}
     inner = dependent_in(iteration, found, walk.infos)
     _, led_to, states = passed_in(iteration, inner, set(deltas), walk.infos)
+    for state in states:
+        _refuse_changing_shape(g, state)
     outside = [value for value in dict.fromkeys(captured(g.node)) if value in led_to and value in found]
     taken = [each for each in iteration.taken if each.value in led_to & inner]
     given = [each for each in iteration.given if each.whole in deltas and each.value in inner]
@@ -169,11 +177,15 @@ def loop_gradient(g: GradientOp, walk: Walk, found: set[ir.Value]) -> Parts:
     given_deltas = [copy.input(each.value) for each in given]
     seeds = [(copy.of(state.after), delta) for state, delta in zip(states, state_deltas, strict=True)]
     seeds += [(copy.of(each.value), delta) for each, delta in zip(given, given_deltas, strict=True)]
-    before = [copy.of(state.before) for state in states]
-    results = copy.gradients(seeds, [*before, *outside, *(copy.of(each.value) for each in taken)])
+    sources = [
+        *(copy.of(state.before) for state in states),
+        *outside,
+        *(copy.of(each.value) for each in taken),
+    ]
+    results = copy.gradients(seeds, sources)
     for index, total in enumerate(totals, len(states)):
         results[index] = copy.writer.op("Add", total, results[index])
-    copy.finish(results)
+    copy.finish(results, sources)
 
     read = _read_again(g, walk, iteration, copy)
     read += [each.backwards(delta, deltas[each.whole]) for each, delta in zip(given, given_deltas, strict=True)]
@@ -186,6 +198,20 @@ def loop_gradient(g: GradientOp, walk: Walk, found: set[ir.Value]) -> Parts:
     else:
         outputs = _scan(g, copy, carried, begin, read, taken)
     return [(value, output) for value, output in zip(wholes, outputs, strict=True) if value in found]
+
+
+def _refuse_changing_shape(g: GradientOp, state: State) -> None:
+    before, after = g.info(state.before).shape, g.info(state.after).shape
+    if before is None or after is None:
+        return
+    changes = len(before) != len(after) or any(
+        isinstance(old, int) and isinstance(new, int) and old != new for old, new in zip(before, after, strict=True)
+    )
+    if changes:
+        g.refuse(
+            f"what it carries as {state.before.name!r} changes its shape from {format_shape(before)} to "
+            f"{format_shape(after)}; it must keep it (carry it in its final shape)"
+        )
 
 
 def _scan(

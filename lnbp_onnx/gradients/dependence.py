@@ -14,6 +14,10 @@ Infos = Mapping[ir.Value, TensorInfo]
 LOOPS = ("Loop", "Scan")
 CONTROL_FLOW = ("If", *LOOPS)
 
+_QUANTIZING = frozenset(
+    {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear"}
+)
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -110,12 +114,18 @@ def dependent(graph: Iterable[ir.Node], sources: Iterable[ir.Value], infos: Info
     """Return the values of a graph that a gradient leads from to the sources, which may be outside of it."""
     found = set(sources)
     for node in graph:
-        found.update(
-            output
-            for output in _dependent_outputs(node, found, infos)
-            if output.name and may_have_gradient(output, infos)
-        )
+        outputs = [output for output in _dependent_outputs(node, found, infos) if output.name]
+        if outputs and not _is_quantized(node, found, infos):
+            outputs = [output for output in outputs if may_have_gradient(output, infos)]
+        found.update(outputs)
     return found
+
+
+def _is_quantized(node: ir.Node, found: set[ir.Value], infos: Infos) -> bool:
+    """Return whether a node's integers stand for floating numbers: those have gradients, others have none."""
+    if node.domain == "" and node.op_type in _QUANTIZING:
+        return True
+    return any(value in found and not may_have_gradient(value, infos) for value in node.inputs if value is not None)
 
 
 def _dependent_outputs(node: ir.Node, found: set[ir.Value], infos: Infos) -> Iterator[ir.Value]:

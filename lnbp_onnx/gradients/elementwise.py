@@ -85,6 +85,36 @@ def atan(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
 
 
 @_times
+def asin(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
+    """dY / sqrt(1 - X * X)."""
+    return g.op("Reciprocal", g.op("Sqrt", g.op("Sub", g.number(1.0), g.op("Mul", x, x))))
+
+
+@_times
+def acos(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
+    """-dY / sqrt(1 - X * X)."""
+    return g.op("Neg", g.op("Reciprocal", g.op("Sqrt", g.op("Sub", g.number(1.0), g.op("Mul", x, x)))))
+
+
+@_times
+def asinh(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
+    """dY / sqrt(X * X + 1)."""
+    return g.op("Reciprocal", g.op("Sqrt", g.op("Add", g.op("Mul", x, x), g.number(1.0))))
+
+
+@_times
+def acosh(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
+    """dY / sqrt(X * X - 1)."""
+    return g.op("Reciprocal", g.op("Sqrt", g.op("Sub", g.op("Mul", x, x), g.number(1.0))))
+
+
+@_times
+def atanh(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
+    """dY / (1 - X * X)."""
+    return g.op("Reciprocal", g.op("Sub", g.number(1.0), g.op("Mul", x, x)))
+
+
+@_times
 def sinh(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
     """dY * cosh(X)."""
     return g.op("Cosh", x)
@@ -340,15 +370,19 @@ def cast(g: GradientOp) -> Gradients:
 
 
 def dropout(g: GradientOp) -> Gradients:
-    """dY, in training dY / (1 - ratio) where the mask is set; then training_mode must be a constant."""
+    """dY, in training dY / (1 - ratio) where the mask is set."""
     training = g.optional_input(2)
     if training is None:
         return [g.dy]
     tensor = g.known_tensor(training)
-    if tensor is None:
-        g.refuse("its training_mode is computed at run time; it must be a constant (fix it)")
-    if not tensor.numpy().reshape(-1)[0]:
+    if tensor is not None and not tensor.numpy().reshape(-1)[0]:
         return [g.dy]
-    if len(g.node.outputs) < 2 or not g.node.outputs[1].name:
-        g.refuse("it is in training mode without its output mask; the gradient needs it (give it a name)")
-    return g.training_op("DropoutGrad", g.dy, g.node.outputs[1], g.optional_input(1), like=g.if_wanted(0))
+    mask, ratio = g.node.outputs[1], g.optional_input(1)
+    if tensor is not None:
+        return g.training_op("DropoutGrad", g.dy, mask, ratio, like=g.if_wanted(0))
+    # Out of training the mask is set everywhere.
+    (dy,) = g.computed(g.dy)
+    dropped = g.scalar_like(0.5, dy) if ratio is None else g.cast(ratio, g.element_type(dy))
+    one = g.scalar_like(1.0, dy)
+    kept = g.where(training, g.op("Sub", one, dropped), one)
+    return [g.cast(g.where(mask, g.op("Div", dy, kept), g.scalar_like(0.0, dy)), g.element_type(g.input(0)))]

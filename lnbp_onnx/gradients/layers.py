@@ -174,3 +174,10 @@ def resize(g: GradientOp) -> Gradients:
     g.refuse_gradient(1, 2)
     x, dy = g.input(0), g.dy
     return g.training_op("ResizeGrad", dy, x, g.optional_input(1), g.optional_input(2), like=g.if_wanted(0))
+
+
+def rotary_embedding(g: GradientOp) -> Gradients:
+    """dY turned back: RotaryEmbedding with the negative sines."""
+    attributes = {name: g.attribute(name, None) for name in g.node.attributes}
+    sines = g.op("Neg", g.input(2))
+    return [g.op("RotaryEmbedding", g.dy, g.input(1), sines, g.optional_input(3), **attributes)]

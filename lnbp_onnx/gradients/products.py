@@ -20,6 +20,12 @@ def matmul(g: GradientOp) -> Gradients:
             g.op("Gemm", dy, b, transB=1) if g.wants(0) else None,
             g.op("Gemm", a, dy, transA=1) if g.wants(1) else None,
         ]
+    if ranks[1] == 2 and ranks[0] > 2:
+        flat = _matrix(g, dy, ranks[0])
+        return [
+            g.shaped_like(g.op("Gemm", flat, b, transB=1), a) if g.wants(0) else None,
+            g.op("Gemm", _matrix(g, a, ranks[0]), flat, transA=1) if g.wants(1) else None,
+        ]
     # A vector is a matrix of one row or column.
     left = g.unsqueeze(a, 0) if ranks[0] == 1 else a
     right = g.unsqueeze(b, -1) if ranks[1] == 1 else b
@@ -44,15 +50,20 @@ def matmul(g: GradientOp) -> Gradients:
             da = summed_to(g, da, a, tuple(rows), None if batch is None else (*batch, *rows[-2:]))
     if g.wants(1):
         columns = shapes[1] if ranks[1] > 1 else [*shapes[1], 1]
-        if ranks[1] <= 2 and ranks[0] > 2:
-            flat = [g.op("Flatten", value, axis=ranks[0] - 1) for value in (left, dy)]
-            db = g.op("Gemm", *flat, transA=1)
+        if ranks[1] == 1 and ranks[0] > 2:
+            db = g.op("Gemm", _matrix(g, a, ranks[0]), _matrix(g, dy, ranks[0]), transA=1)
         else:
             db = g.op("MatMul", _transposed(g, left, max(ranks[0], 2)), dy)
             db = summed_to(g, db, right, tuple(columns), None if batch is None else (*batch, *columns[-2:]))
         if ranks[1] == 1:
             db = g.squeeze(db, -1)
     return [da, db]
+
+
+def _matrix(g: GradientOp, value: ir.Value, rank: int) -> ir.Value:
+    """Return a value as a matrix of its last axis."""
+    # Reshape could not find a length where another one is 0.
+    return g.op("Flatten", value, axis=rank - 1)
 
 
 def _batch(g: GradientOp, ranks: list[int]) -> list[int | str | None] | None:

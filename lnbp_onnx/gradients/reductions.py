@@ -112,6 +112,15 @@ def cumulative_sum(g: GradientOp) -> Gradients:
     ]
 
 
+def lp_normalization(g: GradientOp) -> Gradients:
+    """For Y = X / n with the norm n along the axis: (dY - s * sum(dY * Y)) / n, s = Y for p = 2, sign(X) for p = 1."""
+    x, y, dy, axis, p = g.input(0), g.node.outputs[0], g.dy, g.attribute("axis", -1), g.attribute("p", 2)
+    norm = g.reduce("ReduceL1" if p == 1 else "ReduceL2", x, [axis], keepdims=True)
+    slope = g.op("Sign", x) if p == 1 else y
+    total = g.reduce("ReduceSum", g.op("Mul", dy, y), [axis], keepdims=True)
+    return [g.op("Div", g.op("Sub", dy, g.op("Mul", slope, total)), norm)]
+
+
 def softmax(g: GradientOp) -> Gradients:
     """Y * (dY - sum(dY * Y)), summed over the axis."""
     return g.training_op("SoftmaxGrad_13", g.dy, g.node.outputs[0], like=g.if_wanted(0))

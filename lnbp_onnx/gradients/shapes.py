@@ -148,6 +148,12 @@ def space_to_depth(g: GradientOp) -> Gradients:
     return [g.op("DepthToSpace", g.dy, blocksize=g.attribute("blocksize", 1), mode=g.attribute("mode", "DCR"))]
 
 
+def reverse_sequence(g: GradientOp) -> Gradients:
+    """ReverseSequence of dY."""
+    axes = {"batch_axis": g.attribute("batch_axis", 1), "time_axis": g.attribute("time_axis", 0)}
+    return [g.op("ReverseSequence", g.dy, g.input(1), **axes)]
+
+
 def trilu(g: GradientOp) -> Gradients:
     """Trilu of dY."""
     return [g.op("Trilu", g.dy, g.optional_input(1), upper=g.attribute("upper", 1))]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls of functions written out, in a time that grows with what is written."""
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -102,15 +103,25 @@ def written_out(call: ir.Node, function: ir.Function, unique_name: Callable[[str
 
 
 def rename(graph: ir.Graph, unique_name: Callable[[str], str]) -> None:
-    """Give all values and nodes of a graph names of their own."""
-    for value in (*graph.inputs, *graph.initializers.values()):
+    """Give all values and nodes of a graph, which is a copy of another one, names of their own."""
+    for value in graph.inputs:
+        value.name = unique_name(value.name or "value")
+    for value in list(graph.initializers.values()):
+        value.const_value = _renamable(value.const_value)
         value.name = unique_name(value.name or "value")
     _rename_nodes(graph, unique_name)
 
 
+def _renamable(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
+    """Return a tensor of the same data, which can be renamed without it."""
+    if tensor is None or isinstance(tensor, ir.ExternalTensor):
+        return copy.copy(tensor)
+    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
+
+
 def _rename_nodes(graph: ir.Graph, unique_name: Callable[[str], str]) -> None:
     for node in graph:
-        node.name = unique_name(node.name or node.op_type)
+        node.name = unique_name(name_of(node))
         for output in node.outputs:
             if output.name:
                 output.name = unique_name(output.name)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names: for what is added to a graph, what has one, and those that a pattern stands for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
 from lnbp_onnx.errors import InvalidModelError
+
+_NAMES_SHOWN = 10
 
 
 def unique_names(taken: set[str | None]) -> Callable[[str], str]:
@@ -42,6 +44,11 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return names for a person to read, the first of them where they are many."""
+    return ", ".join([*map(repr, names[:_NAMES_SHOWN]), *(["..."] if len(names) > _NAMES_SHOWN else [])]) or "none"
+
+
 def computed_value(graph: ir.Graph, name: str, argument: str) -> ir.Value:
     """Return the value of a name that a node of a graph, not of its subgraphs, computes.
 
@@ -55,9 +62,8 @@ def computed_value(graph: ir.Graph, name: str, argument: str) -> ir.Value:
     """
     found = next((output for node in graph for output in node.outputs if name and output.name == name), None)
     if found is None:
-        outputs = ", ".join(repr(output.name) for output in graph.outputs)
         raise InvalidModelError(
             f"{argument}: no node of the graph computes {name!r} (give the name of one of its values; the model's "
-            f"outputs are {outputs or 'none'})."
+            f"outputs are {listed([str(output.name) for output in graph.outputs])})."
         )
     return found

@@ -336,13 +336,13 @@ class Writer:
             self.refuse_opset(RUN_TIME_AXES_OPSET, f"{name} is computed at run time, which can be written")
         return [int(element) for element in tensor.numpy().reshape(-1)]
 
-    def unsqueeze(self, value: ir.Value, axis: int) -> ir.Value:
+    def unsqueeze(self, value: ir.Value, axis: int, *, name: str = "", shape: Sequence[Dim] | None = None) -> ir.Value:
         """Add an axis of length 1."""
-        return self._over_axes("Unsqueeze", value, [axis])
+        return self._over_axes("Unsqueeze", value, [axis], name=name, shape=shape)
 
-    def squeeze(self, value: ir.Value, axis: int) -> ir.Value:
+    def squeeze(self, value: ir.Value, axis: int, *, name: str = "", shape: Sequence[Dim] | None = None) -> ir.Value:
         """Remove an axis of length 1."""
-        return self._over_axes("Squeeze", value, [axis])
+        return self._over_axes("Squeeze", value, [axis], name=name, shape=shape)
 
     def _over_axes(self, op_type: str, value: ir.Value, axes: Sequence[int], **arguments: Any) -> ir.Value:
         if self.opset >= _AXES_AS_INPUT_OPSETS.get(op_type, _AXES_AS_INPUT_OPSET):

@@ -26,12 +26,13 @@ from onnx import ModelProto
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.files.model_io import save_model
 from lnbp_onnx.files.new_files import kind_of
-from lnbp_onnx.interop.torch_call import Call
+from lnbp_onnx.interop.torch_call import Call, NamedTensors
 from lnbp_onnx.interop.torch_check import check as check_model
 from lnbp_onnx.interop.torch_check import forward_results, joint_results
 from lnbp_onnx.interop.torch_onnx import to_onnx
 from lnbp_onnx.interop.torch_outputs import forward_outputs, joint_outputs
-from lnbp_onnx.interop.torch_program import DynamicShapes, trace
+from lnbp_onnx.interop.torch_program import DynamicShapes, Function, trace
+from lnbp_onnx.interop.torch_terminal import progress
 from lnbp_onnx.interop.torch_translations import layer_norm, layer_norm_backward
 
 
@@ -118,11 +119,8 @@ def export_joint(
     target = _target(path, check, seed)
     call = Call(module, args, kwargs, loss, loss_inputs)
     function = partial(joint_outputs, input_gradients=input_gradients)
-    program = trace(call, function, call.trainable, dynamic_shapes)
-    model = to_onnx(program, translation_table(), seed)
-    if check:
-        check_model(program, model, partial(joint_results, input_gradients=input_gradients), function)
-    return _written(model, target)
+    results = partial(joint_results, input_gradients=input_gradients) if check else None
+    return _written(_model(call, function, call.trainable, dynamic_shapes, seed, results), target)
 
 
 def export(
@@ -175,11 +173,28 @@ def export(
     target = _target(path, check, seed)
     call = Call(module, args, kwargs)
     function = partial(forward_outputs, output_names=output_names)
-    program = trace(call, function, {}, dynamic_shapes)
-    model = to_onnx(program, translation_table(), seed)
-    if check:
-        check_model(program, model, partial(forward_results, output_names=output_names), function)
-    return _written(model, target)
+    results = partial(forward_results, output_names=output_names) if check else None
+    return _written(_model(call, function, {}, dynamic_shapes, seed, results), target)
+
+
+def _model(
+    call: Call,
+    function: Function,
+    variable: NamedTensors,
+    dynamic_shapes: DynamicShapes,
+    seed: int | None,
+    results: Callable[[Call], NamedTensors] | None,
+) -> ModelProto:
+    """Return the model of a function of the call, compared with the `results` of the module itself, if any."""
+    with progress(call.label) as begin:
+        begin("tracing it")
+        program = trace(call, function, variable, dynamic_shapes)
+        begin("writing it as ONNX")
+        model = to_onnx(program, translation_table(), seed)
+        if results is not None:
+            begin("comparing the model with the module")
+            check_model(program, model, results, function)
+    return model
 
 
 def _target(path: Any, check: Any, seed: Any) -> Path | None:

@@ -101,7 +101,7 @@ def check(program: Program, model: ModelProto, results: Callable[[Call], NamedTe
             expected = _arrays({**results(call), **call.at_end(updated)})
     except Exception as error:  # torch's exceptions have no common base but Exception
         reason = str(error).partition("\n\n")[0].rstrip(".")
-        warnings.warn(f"{call.label}: the model was not compared with the module: {reason}.", stacklevel=4)
+        warnings.warn(f"{call.label}: the model was not compared with the module: {reason}.", stacklevel=5)
         return
     type_spacing = max((_SPACINGS.get(each, 0.0) for each in _element_types(model)), default=0.0)
     differing = _differences(found, expected, {}, type_spacing, strict=True)

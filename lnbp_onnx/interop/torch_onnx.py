@@ -10,7 +10,9 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from onnx import ModelProto
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer, rewriter
+from onnxscript.rewriter.rules import common as rules
 
 from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError
@@ -18,11 +20,29 @@ from lnbp_onnx.files.model_io import check_model
 from lnbp_onnx.graphs.inference import subgraphs_of
 from lnbp_onnx.interop.torch_program import Program
 from lnbp_onnx.interop.torch_random import ONNX_OPS
+from lnbp_onnx.interop.torch_terminal import quiet
 from lnbp_onnx.interop.torch_translations import gradient_translations
 from lnbp_onnx.passes import OrtTrainingPass, ScatterPass
 from lnbp_onnx.training_ops import MICROSOFT_DOMAIN
 
-_WAY_OUT = "write that part of it otherwise, such as masked_select as torch.where"
+_RULES = [
+    rules.add_0_rule,
+    rules.sub_0_rule,
+    rules.mul_by_1_rule,
+    rules.div_by_1_rule,
+    rules.no_op_cast_rule,
+    rules.cast_cast_rule,
+    rules.no_op_expand_rule,
+    rules.no_op_transpose_rule,
+    rules.transpose_transpose_rule,
+    rules.reshape_reshape_rule,
+    rules.materialize_reshape_shape_rule,
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.unsqueeze_unsqueeze_rule,
+]
+
+_WAY_OUT = "write that part of it otherwise, such as masked_select as torch.where; docs/pytorch.md says what is refused"
 
 
 def to_onnx(
@@ -38,18 +58,21 @@ def to_onnx(
     """
     call = program.call
     try:
-        exported = torch.onnx.export(
-            program.exported,
-            dynamo=True,
-            custom_translation_table={**translations, **gradient_translations()},
-            verbose=False,
-        )
+        with quiet():
+            exported = torch.onnx.export(
+                program.exported,
+                dynamo=True,
+                custom_translation_table={**translations, **gradient_translations()},
+                verbose=False,
+                optimize=False,
+            )
+            model = exported.model
+            _tidy(model)
     except Exception as error:  # torch's exceptions have no common base but Exception
         raise call.refusal(
             f"torch {torch.__version__} cannot write it as ONNX: {str(_innermost(error)).rstrip('.')}", _WAY_OUT
         ) from error
-    model = exported.model
-    ClearMetadataAndDocStringPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
     graph = model.graph
     inputs = dict(zip(call.tensors, graph.inputs, strict=True))
     _rename(graph, {**inputs, **dict(zip(program.output_names, graph.outputs, strict=True))})
@@ -64,6 +87,9 @@ def to_onnx(
         if name in program.variable or inputs[name].uses():
             graph.register_initializer(inputs[name])
     ScatterPass()(model)  # gradients of what is indexed add where an index repeats
+    _name_norms(graph)
+    with quiet():
+        _drop_repetitions(model)
     proto: ModelProto = ir.to_proto(model)
     try:
         check_model(proto)
@@ -73,6 +99,51 @@ def to_onnx(
             f"where tensors of different types meet, give them one; or {_WAY_OUT}",
         ) from error
     return proto
+
+
+def _tidy(model: ir.Model) -> None:
+    """Leave out what a tracer writes and nobody needs.
+
+    The exporter's own optimiser has rules besides, among them one whose time grows with the square of the graph.
+    """
+    passes.InlinePass()(model)
+    for _ in range(2):
+        optimizer.fold_constants(model, onnx_shape_inference=True)
+        rewriter.RewritePass(_RULES)(model)
+        passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedFunctionsPass()(model)
+    passes.OutputFixPass()(model)
+    _drop_repetitions(model)
+    passes.NameFixPass()(model)
+
+
+def _drop_repetitions(model: ir.Model) -> None:
+    for tidy in (
+        passes.RemoveUnusedNodesPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedOpsetsPass(),
+    ):
+        tidy(model)
+
+
+def _name_norms(graph: ir.Graph) -> None:
+    """Give layer norms and their gradients the path of their module, which is in the name of their parameter."""
+    names = {node.name for node in graph.all_nodes()}
+    for node in graph:
+        position = {"LayerNormalization": 1, spec.OP_TYPE: 2}.get(node.op_type)
+        parameter = node.inputs[position] if position is not None and len(node.inputs) > position else None
+        if parameter is None or not parameter.is_graph_input():
+            continue
+        path = parameter.name.rpartition(".")[0]
+        node.metadata_props["module"] = path
+        wanted = f"{path}/{node.op_type}"
+        node.name = next(
+            name for count in itertools.count() if (name := f"{wanted}_{count}" if count else wanted) not in names
+        )
+        names.add(node.name)
 
 
 def _set_seeds(graph: ir.Graph, seed: int) -> None:

@@ -13,12 +13,15 @@ What is not public interface of torch is used in these modules alone, and is her
 - ``SymNode._expr``, ``ShapeEnv.replace``, ``create_symboolnode`` and ``statically_known_true`` compare what two traces
   assumed.
 - ``node.meta["val"]`` and its ``fake_mode``: the tensors with symbolic sizes that ``torch.export`` made for an input.
+- ``torch.export.ExportedProgram`` and ``torch.export.graph_signature`` are public, making such a program is not.
 - ``torch.compiler._is_compiling_flag`` and ``_is_exporting_flag`` are what ``torch.compiler.is_exporting()`` tells.
 - ``torch.utils._sympy.functions.Min`` is in what it assumed, too.
+- ``torch.onnx._internal.exporter``: what the exporter translates. ``torch._ops.OpOverload`` are operators.
 - ``torch._decomp.get_decompositions``: more of torch's decompositions than ``torch.export`` has.
 """
 
 import contextlib
+import functools
 import itertools
 import re
 import traceback
@@ -32,17 +35,29 @@ from typing import Any, TypeAlias
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
 
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.interop.torch_call import Call, NamedTensors, joined, new_values
 from lnbp_onnx.interop.torch_gradients import gradient_decompositions
 from lnbp_onnx.interop.torch_outputs import refuse_clashes
 from lnbp_onnx.interop.torch_random import NORMAL, UNIFORM, Draws, random_decompositions
+from lnbp_onnx.interop.torch_terminal import quiet
+from lnbp_onnx.interop.torch_translations import gradient_translations
 
 try:
     from torch.fx.experimental import _config as fx_config
     from torch.fx.experimental.proxy_tensor import decompose, make_fx
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, statically_known_true
+    from torch.onnx._internal.exporter._decomp import get_onnx_implemented_overloads
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
     from torch.utils._sympy.functions import Min
 except ImportError as error:
     raise ImportError(
@@ -102,9 +117,9 @@ def trace(call: Call, function: Function, variable: NamedTensors, dynamic_shapes
             graph, output_names, updated = _trace_graph(call, function, symbolic)
             variable = {**variable, **{name: call.buffers[name] for name in updated}}
             _refuse_constants(call, graph, variable)
-            # With no limits of the sizes, which torch would take for a promise to serve all of them.
-            exported = torch.export.export(graph, tensors, dynamic_shapes=tuple(map(_dynamic, shapes)), strict=False)
-            _refuse_new_assumptions(call, exported, symbolic)
+            # Where something is to be rewritten torch traces it twice more.
+            final = not _written(graph) and all(map(_is_known_to_exporter, graph.graph.nodes))
+            exported = _as_exported(graph) if final else _to_be_rewritten(call, graph, symbolic, shapes)
     except InvalidModelError:
         raise
     except Exception as error:  # torch's exceptions have no common base but Exception
@@ -112,7 +127,7 @@ def trace(call: Call, function: Function, variable: NamedTensors, dynamic_shapes
     if call.left_out:
         left_out = ", ".join(f"{name!r} of type {kind}" for name, kind in call.left_out.items())
         warnings.warn(
-            f"{call.label}: forward returns {left_out}, which is no tensor, and no output of the model.", stacklevel=3
+            f"{call.label}: forward returns {left_out}, which is no tensor, and no output of the model.", stacklevel=4
         )
     dims = {}
     for node, shape in zip(_user_inputs(exported), shapes, strict=True):
@@ -120,6 +135,73 @@ def trace(call: Call, function: Function, variable: NamedTensors, dynamic_shapes
             if isinstance(dim, torch.export.Dim):
                 dims[str(node.meta["val"].shape[axis])] = dim.__name__
     return Program(call, exported, output_names, variable, updated, _draws(exported.graph), dims)
+
+
+@functools.cache
+def _known_to_exporter() -> set[Any]:
+    with quiet():
+        registered = set(get_onnx_implemented_overloads(ONNXRegistry.from_torchlib()))
+    return registered | {torch.ops.aten.native_layer_norm_backward.default, *gradient_translations()}
+
+
+def _is_known_to_exporter(node: Any) -> bool:
+    return not isinstance(node.target, torch._ops.OpOverload) or node.target in _known_to_exporter()
+
+
+class _Exported(torch.export.ExportedProgram):  # type: ignore[misc]  # torch has no types where it is not installed
+    """A traced graph, which the exporter need not trace once more: it is decomposed and functional already."""
+
+    def run_decompositions(self, decomp_table: Any = None, decompose_custom_triton_ops: bool = False) -> Any:
+        del decomp_table, decompose_custom_triton_ops
+        return self
+
+
+def _as_exported(graph: Any) -> Any:
+    """Return a graph as what the exporter takes, the tensors that it holds as constants among its inputs."""
+    nodes = graph.graph
+    first = next(iter(nodes.nodes))
+    fake_mode = first.meta["val"].fake_mode
+    constants, lifted = {}, {}
+    for node in nodes.find_nodes(op="get_attr"):
+        name = node.target
+        if name not in constants:
+            constants[name] = attrgetter(name)(graph).detach()
+            with nodes.inserting_before(first):
+                lifted[name] = nodes.placeholder(node.name)
+            lifted[name].meta["val"] = fake_mode.from_tensor(constants[name], static_shapes=True)
+        node.replace_all_uses_with(lifted[name])
+        nodes.erase_node(node)
+    nodes.eliminate_dead_code()
+    for node in nodes.nodes:
+        node.meta.setdefault("nn_module_stack", {})  # which the exporter misses
+    (output,) = nodes.find_nodes(op="output")
+    inputs = _placeholders(graph)
+    kinds = [*[InputKind.CONSTANT_TENSOR] * len(lifted), *[InputKind.USER_INPUT] * (len(inputs) - len(lifted))]
+    return _Exported(
+        graph,
+        nodes,
+        ExportGraphSignature(
+            [
+                InputSpec(kind, TensorArgument(node.name), target)
+                for kind, node, target in itertools.zip_longest(kinds, inputs, lifted)
+            ],
+            [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in output.args[0]],
+        ),
+        state_dict={},
+        range_constraints={},
+        module_call_graph=[],
+        constants=constants,
+    )
+
+
+def _to_be_rewritten(call: Call, graph: Any, symbolic: Sequence[Any], shapes: Sequence[Any]) -> Any:
+    """Return as a program what the exporter makes one of that writes to no tensor and has operators it knows."""
+    tensors = tuple(tensor.detach() for tensor in call.tensors.values())
+    # With no limits of the sizes, which torch would take for a promise to serve all of them.
+    with quiet():
+        exported = torch.export.export(graph, tensors, dynamic_shapes=tuple(map(_dynamic, shapes)), strict=False)
+    _refuse_new_assumptions(call, exported, symbolic)
+    return exported
 
 
 def _dynamic(shape: dict[int, Any] | None) -> dict[int, Any] | None:
@@ -342,6 +424,7 @@ def _refused_state(call: Call, found: str) -> InvalidModelError:
     )
 
 
+@functools.cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Return what is decomposed while tracing: all that torch can, less the gradient of layer normalisation.
 
@@ -386,8 +469,10 @@ class _Identity(torch.nn.Module):  # type: ignore[misc]  # torch has no types wh
 
 def _symbolic(tensors: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
     """Return the tensors that torch.export traces with: without data, with a symbol for each dynamic size."""
-    exported = torch.export.export(_Identity(), tuple(tensors), dynamic_shapes={"tensors": tuple(shapes)}, strict=False)
-    return [node.meta["val"] for node in _user_inputs(exported)]
+    dynamic_shapes = {"tensors": tuple(shapes)}
+    with quiet():
+        exported = torch.export.export(_Identity(), tuple(tensors), dynamic_shapes=dynamic_shapes, strict=False)
+    return [node.meta["val"] for node in _placeholders(exported)]
 
 
 def _user_inputs(exported: Any) -> list[Any]:

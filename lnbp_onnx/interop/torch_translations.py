@@ -22,12 +22,25 @@ _lnbp = onnxscript.values.Opset(spec.DOMAIN, spec.OP_VERSION)
 
 
 def gradient_translations() -> Mapping[Any, Any]:
-    """Return, by ATen operator, what writes operators of ONNX Runtime training, and random numbers."""
+    """Return, by ATen operator, what writes operators of ONNX Runtime training, random numbers, and what is missing."""
     return {
         torch.ops.aten.convolution_backward.default: convolution_backward,
         UNIFORM: partial(_random, op.RandomUniform, op.RandomUniformLike),
         NORMAL: partial(_random, op.RandomNormal, op.RandomNormalLike),
+        torch.ops.aten.squeeze.dims: squeeze,
+        torch.ops.aten.sym_numel.default: size,
     }
+
+
+def squeeze(self: Any, dim: Sequence[int]) -> Any:
+    """Translate ``aten.squeeze.dims``, which leaves axes that are longer than 1."""
+    axes = [axis for axis in dim if self.shape[axis] == 1]
+    return op.Squeeze(self, op.Constant(value_ints=axes)) if axes else op.Identity(self)
+
+
+def size(self: Any) -> Any:
+    """Translate ``aten.sym_numel``."""
+    return op.Size(self)
 
 
 def layer_norm(

@@ -129,7 +129,7 @@ class Candidates:
     def _with_mean(self, start: Candidate, column: ir.Value) -> Iterator[Candidate | NearMiss]:
         """Try the mean as computed and as given."""
         layout, x = start.layout, start.operands.x
-        leaves = Leaves(self._graph, layout)
+        leaves = Leaves(start.evaluation.graph, layout)
         found, wanted = start.evaluation.tensor(column), mean_of(leaf("x", layout.labels), layout)
         if found is not None and found.element != wanted:
             if found.element.keys() == wanted.keys():

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from lnbp_onnx.matching.algebra import constant_value
 from lnbp_onnx.matching.evaluation import Evaluation
 from lnbp_onnx.matching.known_graph import KnownGraph
 from lnbp_onnx.matching.operands import Operands, Statistic
@@ -39,6 +40,11 @@ class Choices:
         if operands.dy is None:
             for operand in self._operands(evaluation.nodes(), evaluation):
                 yield from self._with_dy(operand, operands)
+            # What is filled with one number may have its shape from x, and so be known already.
+            for number, tensor in evaluation.tensors():
+                if constant_value(tensor.element):
+                    for value in self._numbering.values(number):
+                        yield from (each for each in self._matrices(value, None, operands) if each.dy_is_number)
         elif operands.gamma is None:
             yield from self.with_gamma(evaluation, operands)
 
@@ -50,12 +56,11 @@ class Choices:
                 continue
             for index in (0, 1):
                 scales = [root for root in roots(product.inputs[1 - index]) if self.is_scale(root)]
-                for dy, axes in self._matrices(product.inputs[index], order, operands.x):
+                for more in self._matrices(product.inputs[index], order, operands):
                     for gamma in scales:
-                        yield replace(operands, dy=dy, dy_axes=axes, gamma=gamma)
+                        yield replace(more, gamma=gamma)
             break
-        for dy, axes in self._matrices(operand, None, operands.x):
-            yield replace(operands, dy=dy, dy_axes=axes)
+        yield from self._matrices(operand, None, operands)
 
     def with_gamma(self, evaluation: Evaluation, operands: Operands) -> Iterator[Operands]:
         """Yield the operands with gamma: what known values are multiplied with, or what the forward operator has."""
@@ -84,6 +89,11 @@ class Choices:
             for value in roots(operand):
                 info = self._infos[value]
                 shape = info.shape or ()
+                if info.element_type == element_type and shape and self._layout.is_shaped_as_x(shape[:-1]):
+                    yield (
+                        f"{value.name!r} has shape {format_shape(shape)}, that of {x.name!r} and an axis more, along "
+                        "which there may be several gradients (give it the length 1 in the model)"
+                    )
                 if info.element_type != element_type or not may_match(shape, dims):
                     continue
                 # What may be broadcast to x is no gradient.
@@ -156,18 +166,21 @@ class Choices:
         shape = self._infos[value].shape
         return shape is not None and axes_of(shape) is not None
 
-    def _matrices(
-        self, value: ir.Value | None, order: tuple[int, ...] | None, x: ir.Value
-    ) -> list[tuple[ir.Value, tuple[int, ...] | None]]:
-        """Return what may be dy behind a value, with which of x's axes its own are; in x's order first."""
-        found: list[tuple[ir.Value, tuple[int, ...] | None]] = []
+    def _matrices(self, value: ir.Value | None, order: tuple[int, ...] | None, operands: Operands) -> list[Operands]:
+        """Return the operands with what may be dy behind a value; what has its axes in x's order comes first."""
+        found: list[Operands] = []
+        x = operands.x
         for origin, axes in origins(value, order):
             info = self._infos[origin]
             if origin is x or info.element_type != self._infos[x].element_type or info.shape is None:
                 continue
             if self._layout.matrix_axes(info.shape, axes) is not None:
-                found.insert(0, (origin, axes))
-        return sorted(found, key=lambda item: item[1] is not None)
+                found.insert(0, replace(operands, dy=origin, dy_axes=axes))
+                if isinstance(number := self._constants.get(origin), Tensor) and constant_value(number.element):
+                    found.insert(0, replace(operands, dy=origin, dy_axes=axes, dy_is_number=True))
+            elif axes is None and info.shape[-1:] == (1,) and self._layout.is_shaped_as_x(info.shape[:-1]):
+                found.insert(0, replace(operands, dy=origin, dy_has_seeds=True))
+        return sorted(found, key=lambda each: (each.dy_axes is not None, each.dy_has_seeds))
 
 
 def _may_be_positive(value: ir.Value) -> bool:

@@ -39,13 +39,19 @@ def centred(layout: RowsAndColumns, mean: Polynomial | None) -> Polynomial:
 
 
 def define(
-    layout: RowsAndColumns, d: Polynomial, gamma: Tensor | None, variance: Polynomial, epsilon: Fraction
+    layout: RowsAndColumns,
+    d: Polynomial,
+    dy: Polynomial,
+    gamma: Tensor | None,
+    variance: Polynomial,
+    epsilon: Fraction,
 ) -> Definition:
     """Return the operator's definition.
 
     Args:
         layout: How rows and columns are indexed.
         d: x less its mean.
+        dy: The gradient of the normalised tensor.
         gamma: gamma, None where it scales by nothing.
         variance: The variance, given or computed.
         epsilon: What is added to it.
@@ -54,7 +60,6 @@ def define(
         NotExpressibleError: Where a root cannot be taken.
     """
     rstd = power(add(variance, constant(epsilon)), Fraction(-1, 2))
-    dy = leaf("dy", layout.labels)
     g = dy if gamma is None else multiply(dy, gamma.element)
     projection = multiply(power(rstd, Fraction(3)), mean_of(multiply(g, d), layout))
     terms = (

@@ -42,7 +42,8 @@ class Leaves:
         leaves = {operands.x: Tensor(leaf("x", labels), labels)}
         if operands.dy is not None:
             order = operands.dy_axes or range(len(labels))
-            leaves[operands.dy] = Tensor(leaf("dy", labels), tuple(labels[index] for index in order))
+            seeds: tuple[Axis, ...] = ((),) if operands.dy_has_seeds else ()
+            leaves[operands.dy] = Tensor(self.dy(operands), (*(labels[index] for index in order), *seeds))
         gamma = self.gamma(operands)
         if operands.gamma is not None and gamma is not None:
             leaves[operands.gamma] = gamma
@@ -51,6 +52,13 @@ class Leaves:
         if operands.statistic is not None:
             leaves[operands.statistic.value] = self._column("statistic", operands.statistic.value)
         return leaves
+
+    def dy(self, operands: Operands) -> Polynomial:
+        """Return an element of dy as it enters."""
+        number = None if operands.dy is None else self.graph.constants.get(operands.dy)
+        if operands.dy_is_number and isinstance(number, Tensor):
+            return number.element
+        return leaf("dy", self.layout.labels)
 
     def gamma(self, operands: Operands) -> Tensor | None:
         """Return gamma as it enters."""

@@ -29,14 +29,15 @@ def match(candidate: Candidate) -> Gradient | NearMiss | None:
     if _loses_precision(candidate):
         return None
     leaves = Leaves(evaluation.graph, layout)
-    gamma, given = leaves.gamma(candidate.operands), leaves.variance(candidate.operands)
+    dy, gamma = leaves.dy(candidate.operands), leaves.gamma(candidate.operands)
+    given = leaves.variance(candidate.operands)
     d = centred(layout, leaves.mean(candidate.operands))
     variance = mean_of(multiply(d, d), layout) if given is None else given
     gradients: list[Gradient] = []
     misses: list[NearMiss] = []
     for epsilon in _epsilons(evaluation, variance):
         try:
-            definition = define(layout, d, gamma, variance, epsilon)
+            definition = define(layout, d, dy, gamma, variance, epsilon)
             radicand = add(variance, constant(epsilon))
         except NotExpressibleError:
             continue
@@ -56,6 +57,9 @@ def _compare(
     candidate: Candidate, definition: Definition, epsilon: Fraction, radicand: Polynomial
 ) -> Gradient | list[NearMiss]:
     evaluation, layout = candidate.evaluation, candidate.layout
+    if not definition.outputs["input_delta"][0]:
+        # Of a constant dy and computed statistics; much is 0.
+        return []
     outputs = {name: _equal(evaluation, *wanted) for name, wanted in definition.outputs.items()}
     misses: list[NearMiss] = []
     added: tuple[ir.Value, ...] = ()
@@ -91,6 +95,8 @@ def _compare(
 
 def _is_alone(candidate: Candidate) -> bool:
     """Return whether nothing hints at an input_delta: neither a sum of products over each row nor another gamma."""
+    if candidate.operands.dy_is_number:
+        return False
     evaluation, choices = candidate.evaluation, Choices(candidate.evaluation.graph, candidate.layout)
     return find_row_sum(evaluation, candidate.layout) is None and not any(True for _ in choices.scales(evaluation))
 

@@ -26,6 +26,9 @@ class Operands:
         mean: The given mean, None where the statistics are computed.
         statistic: What the given variance is computed from, None where the statistics are computed.
         dy_axes: Which of x's axes those of `dy` are, None where they are the same.
+        dy_has_seeds: Whether `dy` has one more axis than x, at its end and of length 1, as where a graph computes the
+            gradients for several seeds at once.
+        dy_is_number: Whether dy enters as the one number that all its elements are, as `gamma_is_number`.
         gamma_is_number: Whether gamma enters as the one number that all its elements are, not by name: a simplifier
             has computed with it.
     """
@@ -37,6 +40,8 @@ class Operands:
     mean: ir.Value | None = None
     statistic: Statistic | None = None
     dy_axes: tuple[int, ...] | None = None
+    dy_has_seeds: bool = False
+    dy_is_number: bool = False
     gamma_is_number: bool = False
 
     @property

@@ -25,10 +25,17 @@ _BEGINNING = -1
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A value that an output of the operator replaces; `shape` is its own where that is another one."""
+    """A value that an output of the operator replaces.
+
+    Attributes:
+        value: The value.
+        shape: Its own shape, where that is another one.
+        has_seeds: Whether its shape has one more axis, at its end and of length 1.
+    """
 
     value: ir.Value
     shape: tuple[int, ...] | None = None
+    has_seeds: bool = False
 
 
 class Substitution:
@@ -81,7 +88,7 @@ class Substitution:
             InvalidNodeError: Where the specification refuses it.
         """
         infos = [None if value is None else self._infos[value] for value in gradient.operands.inputs]
-        if gradient.operands.dy_axes is not None:
+        if gradient.operands.dy_axes is not None or gradient.operands.dy_has_seeds:
             infos[1] = infos[0]
         if infos[2] is not None and gradient.gamma_shape is not None:
             infos[2] = TensorInfo(infos[2].element_type, gradient.gamma_shape)
@@ -159,9 +166,12 @@ class Substitution:
                 continue
             # A view of a value with the operator's shape stays a view of it.
             origin = next((each for each in exact if _derives_from(value, [each])), None)
-            shape = _reshape_target(self._infos[value].shape)
+            own = self._infos[value].shape
+            shape = _reshape_target(own)
             if origin is not None:
                 chosen[origin] = _Target(origin)
+            elif own is not None and wanted is not None and own == (*wanted, 1) and None not in own:
+                chosen[value] = _Target(value, has_seeds=True)
             elif shape is not None:
                 chosen[value] = _Target(value, shape)
         return [target for value, target in chosen.items() if self._is_used_after(value, place)]
@@ -194,11 +204,13 @@ class Substitution:
         return None if like is None else self._infos[like].shape
 
     def _in_order(self, gradient: Gradient, writer: Writer) -> ir.Value | None:
-        """Return dy with its axes in x's order."""
+        """Return dy with x's axes in their order."""
         dy, order = gradient.operands.dy, gradient.operands.dy_order
+        shape = self._infos[gradient.operands.x].shape
+        if dy is not None and gradient.operands.dy_has_seeds:
+            return writer.squeeze(dy, -1, name="output_delta", shape=shape)
         if dy is None or order is None:
             return dy
-        shape = self._infos[gradient.operands.x].shape
         return writer.op("Transpose", dy, name="output_delta", shape=shape, perm=list(order))
 
     def _in_shape(self, gradient: Gradient, writer: Writer) -> ir.Value | None:
@@ -259,6 +271,8 @@ class Substitution:
     def _copy(self, output: ir.Value, target: _Target, is_taken: bool, writer: Writer) -> ir.Value:
         """Return what replaces a target: the output itself, once, copies and views of it."""
         shape = self._infos[target.value].shape
+        if target.has_seeds:
+            return writer.unsqueeze(output, -1, name="copy", shape=shape)
         if target.shape is not None:
             return _reshaped(writer, output, target.shape, "copy", shape)
         return writer.op("Identity", output, name="copy", shape=shape) if is_taken else output

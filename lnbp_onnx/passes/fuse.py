@@ -13,6 +13,7 @@ from lnbp_onnx.graphs.operators import OPERATOR_ID, Scope, graphs_of
 from lnbp_onnx.graphs.opsets import DEFAULT_OPSET, check_version, import_default_domain
 from lnbp_onnx.graphs.replace import replace_nodes
 from lnbp_onnx.graphs.typed_scopes import typed_scopes
+from lnbp_onnx.matching.forward_norms import gives_statistics, use_of_statistics
 from lnbp_onnx.matching.gradient import Gradient, NearMiss
 from lnbp_onnx.matching.rebuild import Rebuilder, is_rstd
 from lnbp_onnx.matching.search import Searcher
@@ -50,7 +51,7 @@ class Missed:
     Attributes:
         place: As in `Fused`.
         name: The name, or the first output, of the node that it was looked for at: the subtraction of the mean, the
-            reciprocal root or the operator of another domain.
+            reciprocal root, the LayerNormalization or the operator of another domain.
         reason: What stopped it, to be read by a person.
     """
 
@@ -89,14 +90,16 @@ class FusePass(ir.passes.InPlacePass):
       computed; input_delta or else gamma_delta has to be there. Where the terms of input_delta are added one by one to
       other gradients of x, the sum becomes one of these and the operator's output. An epsilon that the operator cannot
       have (in double one that is no float32 number, or none) stays in the graph, and the operator is given its sum with
-      the variance;
+      the variance. dy may have one more axis of length 1 at its end, and where it is one number, what follows from it
+      may be constant;
     - ``com.microsoft::LayerNormalizationGrad`` and ``InvertibleLayerNormalizationGrad``;
     - the function that `EmbedPass` writes goes; the nodes that call it are the operator already.
 
     Refused, as a near miss with its reason: a formula that differs in a term (another axis, N, epsilon, operand, sign);
-    shapes that are not known to be equal; what the specification refuses; a
-    computation in double of float tensors. One over the root that is no output of a LayerNormalization, of a root or
-    an input of the graph may be negative and is not taken for one.
+    shapes that are not known to be equal; what the specification refuses; a computation in double of float tensors;
+    gradients for several seeds; a LayerNormalization whose Mean or InvStdDev is used by other arithmetic. One over the
+    root that is no output of a LayerNormalization, of a root or an input of the graph may be negative and is not taken
+    for one.
 
     Values that others use, too, stay, computed as before; what nobody uses any more is removed, initializers included.
     A graph's inputs and outputs keep their names and order. Fusing again changes nothing.
@@ -117,11 +120,14 @@ class FusePass(ir.passes.InPlacePass):
 
 
 def _may_begin_gradient(node: ir.Node) -> bool:
-    """Return whether the search may begin at the node: at a difference, a reciprocal root or a gradient operator."""
+    """Return whether the search may begin at the node: at a difference, a reciprocal root or a gradient operator.
+
+    Where a LayerNormalization's statistics are used and it cannot begin, that is told.
+    """
     is_difference = node.op_type == "Sub" or (
         node.op_type in ("Add", "Sum") and any(producer(value, {"Neg"}) is not None for value in node.inputs)
     )
-    return is_difference or is_rstd(node) or node.op_type in layer_norm.OP_TYPES
+    return is_difference or is_rstd(node) or gives_statistics(node) or node.op_type in layer_norm.OP_TYPES
 
 
 class _Fuser:
@@ -196,7 +202,7 @@ class _Fuser:
                     break
                 # A gradient holds more than one difference; what stopped the first is worth telling.
                 is_first = anchor not in settled
-                settled |= found.region
+                settled |= found.region | {numbering.number(value) for value in start.inputs if value is not None}
                 if isinstance(found, NearMiss):
                     reason: str | None = found.reason
                 else:
@@ -206,6 +212,12 @@ class _Fuser:
                 if reason is not None:
                     break
         substitution.finish()
+        for node in graph:
+            if not gives_statistics(node) or any(numbering.number(output) in settled for output in node.outputs[1:]):
+                continue
+            use = use_of_statistics(node)
+            if use is not None:
+                self._miss(place, node, f"{use}, but nothing that was followed is a layer-norm gradient")
 
     def _substitute(self, substitution: Substitution, gradient: Gradient, place: str, form: str) -> str | None:
         """Replace a gradient; return why not, "" where there is nothing to replace, None where it is done."""

@@ -12,11 +12,9 @@ from lnbp_onnx.gradients.backward import Backward
 from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, infer
 from lnbp_onnx.graphs.inline import inline_functions
-from lnbp_onnx.graphs.names import computed_value, matches, names_in, unique_names
+from lnbp_onnx.graphs.names import computed_value, listed, matches, names_in, unique_names
 from lnbp_onnx.graphs.opsets import opset_to_train_in
 from lnbp_onnx.node import TensorInfo
-
-_NAMES_SHOWN = 10
 
 
 @dataclass
@@ -33,11 +31,10 @@ class GradientResult(ir.passes.PassResult):
 class GradientPass(ir.passes.InPlacePass):
     """Append the gradients of a value to the main graph's outputs; `lnbp_onnx.gradient` says how.
 
-    Taken: the operators of `lnbp_onnx.gradients.RULES` in the main graph, and in functions, which are inlined; opsets
-    13 and newer.
+    Taken: operators that have a rule (`lnbp_onnx.gradients.rule_of`) or are written out in others, If, Loop and Scan;
+    in the main graph, and in functions, which are inlined. Opsets 13 and newer.
 
-    Refused: any other operator that the gradient passes, all of which are named; nodes with subgraphs among them. A
-    `wrt` that `of` does not depend on.
+    Refused: any other operator that the gradient passes, all of which are named. A `wrt` that `of` does not depend on.
 
     Left alone: what the gradient does not pass, whatever it is.
     """
@@ -88,7 +85,7 @@ class GradientPass(ir.passes.InPlacePass):
                 raise InvalidModelError(f"The model has the name {name!r}, which the gradient needs (rename it).")
         gradients = backward.write(of, seed, sources, names)
         graph.outputs.extend(gradients)
-        if any(node.domain == spec.DOMAIN for node in graph):
+        if any(node.domain == spec.DOMAIN for node in graph.all_nodes()):
             model.opset_imports.setdefault(spec.DOMAIN, spec.OP_VERSION)
         return GradientResult(model, True, tuple(str(gradient.name) for gradient in gradients))
 
@@ -137,10 +134,9 @@ class GradientPass(ir.passes.InPlacePass):
         for pattern in self._wrt or ():
             found = [name for name in reached if matches(name, pattern)]
             if not found:
-                shown = [*map(repr, reached[:_NAMES_SHOWN]), *(["..."] if len(reached) > _NAMES_SHOWN else [])]
                 raise InvalidModelError(
                     f"wrt: {pattern!r} matches no input and no initializer that {self._of!r} has a gradient for (those "
-                    f"are {', '.join(shown) or 'none'})."
+                    f"are {listed(reached)})."
                 )
             names += found
         return names

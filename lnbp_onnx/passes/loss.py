@@ -13,7 +13,8 @@ from lnbp_onnx.graphs.opsets import opset_to_train_in
 from lnbp_onnx.graphs.writer import Writer
 from lnbp_onnx.node import Dim, TensorInfo, format_shape
 from lnbp_onnx.spec import type_name
-from lnbp_onnx.training.losses import LossName, cross_entropy, mean_of_elements
+from lnbp_onnx.training.losses import cross_entropy, mean_of_elements
+from lnbp_onnx.training.names import LossName
 from lnbp_onnx.training_ops.training_op import compute_type
 
 LOSS = "loss"

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.gradients.gradient_op import FLOATS
-from lnbp_onnx.graphs.names import names_in, unique_names
+from lnbp_onnx.graphs.inference import Functions, declare, infer
+from lnbp_onnx.graphs.names import computed_value, listed, names_in, unique_names
 from lnbp_onnx.graphs.opsets import opset_to_train_in
 from lnbp_onnx.graphs.writer import Writer
 from lnbp_onnx.training.optimizers import Optimizer
@@ -47,11 +48,24 @@ class TrainingStepPass(ir.passes.InPlacePass):
     Taken: initializers NAME, inputs or not, for which the model has an output ``NAME.grad``, as `GradientPass` and
     ``export_joint`` write them.
 
-    Left alone: all other outputs, gradients of other inputs among them.
+    Left alone: all other outputs, gradients of other inputs among them. The loss becomes an output where it is none.
     """
 
-    def __init__(self, optimizer: Optimizer, *, clip_norm: float | None = None, accumulation_steps: int = 1) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        loss: str | None = None,
+        clip_norm: float | None = None,
+        accumulation_steps: int = 1,
+    ) -> None:
         """Take what `lnbp_onnx.training_step` does.
+
+        Args:
+            optimizer: As there.
+            loss: The name of the loss, None where it is not known.
+            clip_norm: As there.
+            accumulation_steps: As there.
 
         Raises:
             ValueError: Where a number is out of its range.
@@ -61,6 +75,7 @@ class TrainingStepPass(ir.passes.InPlacePass):
         if accumulation_steps < 1:
             raise ValueError(f"accumulation_steps is {accumulation_steps}; it must be at least 1.")
         self._optimizer = optimizer
+        self._loss = loss
         self._clip_norm = clip_norm
         self._accumulation_steps = accumulation_steps
 
@@ -71,9 +86,19 @@ class TrainingStepPass(ir.passes.InPlacePass):
             InvalidModelError: As `lnbp_onnx.training_step`; the model is left half-rewritten then.
         """
         opset = opset_to_train_in(model)
+        if self._loss is not None:
+            _bring_out(model, self._loss)
         step = _Step(model.graph, opset, self._optimizer)
         step.write(self._clip_norm, self._accumulation_steps)
         return TrainingStepResult(model, True, tuple(step.parameters), tuple(step.states))
+
+
+def _bring_out(model: ir.Model, name: str) -> None:
+    """Make a value an output, if it is none."""
+    value = computed_value(model.graph, name, "of")
+    if not value.is_graph_output():
+        declare(value, infer(model.graph, Functions(model.functions.values()), model.opset_imports)[value])
+        model.graph.outputs.append(value)
 
 
 class _Step:
@@ -95,7 +120,7 @@ class _Step:
         if unmatched:
             raise InvalidModelError(
                 f"no_weight_decay: {unmatched[0]!r} matches none of the parameters, which are "
-                f"{', '.join(map(repr, gradients))} (correct the pattern)."
+                f"{listed(list(gradients))} (correct the pattern)."
             )
         w = self._writer("training_step/")
         learning_rate = self._input(LEARNING_RATE, ir.DataType.FLOAT, (), self._optimizer.lr)
@@ -111,9 +136,8 @@ class _Step:
             updated |= sums
         if clip_norm is not None:
             gradients = self._clipped(w, gradients, clip_norm)
-        in_double = w.cast(learning_rate, ir.DataType.DOUBLE), w.cast(number, ir.DataType.DOUBLE)
         numbers = {
-            element_type: self._optimizer.numbers(w, *in_double, element_type)
+            element_type: self._optimizer.numbers(w, learning_rate, number, element_type)
             for element_type in dict.fromkeys(map(_computed_type, self.parameters.values()))
         }
         new_values = {}

@@ -21,6 +21,8 @@ from lnbp_onnx.files.model_like import ModelLike, read_model
 from lnbp_onnx.graphs.edit import blamed_on_model
 from lnbp_onnx.graphs.protos import model_nodes
 from lnbp_onnx.running.differences import (
+    ATOL,
+    RTOL,
     differences,
     largest_difference_of_integers,
     largest_magnitude,
@@ -29,9 +31,6 @@ from lnbp_onnx.running.differences import (
 )
 from lnbp_onnx.running.drawing import assumed_lengths, draw, fed_inputs, free_inputs, variance_inputs
 from lnbp_onnx.running.runners import KernelRunner, PlainRunner, Runner, Tensors
-
-RTOL, ATOL = 1e-5, 1e-6
-"""The tolerances of a comparison by default."""
 
 # How long to measure, and how often at least.
 _SECONDS = 0.2

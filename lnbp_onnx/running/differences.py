@@ -7,6 +7,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+RTOL, ATOL = 1e-5, 1e-6
+"""The tolerances of a comparison by default."""
+
 
 def widened(array: NDArray[Any]) -> NDArray[Any]:
     """Return an array in the widest type of its kind: complex128 or float64."""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The losses: what each takes, and its mean in standard operators."""
 
-import enum
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
@@ -9,18 +8,10 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from lnbp_onnx.graphs.writer import Writer
+from lnbp_onnx.training.names import LossName
 
 IGNORED_LABEL = -100
 """The label of what does not count in a cross-entropy, as in torch."""
-
-
-class LossName(enum.StrEnum):
-    """The losses, as users name them."""
-
-    MSE = "mse"
-    CROSS_ENTROPY = "cross-entropy"
-    BCE = "bce"
-    L1 = "l1"
 
 
 ElementLoss: TypeAlias = Callable[[Writer, ir.Value, ir.Value], ir.Value]

@@ -5,11 +5,13 @@ import abc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from lnbp_onnx.graphs.names import matches
 from lnbp_onnx.graphs.writer import Writer
+from lnbp_onnx.training.names import OptimizerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,8 @@ class Optimizer(abc.ABC):
 
         Args:
             w: Writes the nodes.
-            learning_rate: A scalar in double.
-            step: The number of the step, 1 for the first, a scalar in double.
+            learning_rate: A scalar in float.
+            step: The number of the step, 1 for the first, a scalar in int64.
             element_type: The type of the scalars: that of the parameters.
         """
 
@@ -95,6 +97,11 @@ class AdamW(Optimizer):
 
     Raises:
         ValueError: Where one of them is out of its range.
+
+    Example:
+        >>> import lnbp_onnx
+        >>> lnbp_onnx.AdamW(lr=3e-4, no_weight_decay=("*.bias",)).states
+        ('exp_avg', 'exp_avg_sq')
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -124,7 +131,8 @@ class AdamW(Optimizer):
         def number(value: float) -> ir.Value:
             return w.constant(value, ir.DataType.DOUBLE)
 
-        one = number(1.0)
+        one, learning_rate = number(1.0), w.cast(learning_rate, ir.DataType.DOUBLE)
+        step = w.cast(step, ir.DataType.DOUBLE)
         mean, square = (w.op("Sub", one, w.op("Pow", number(beta), step)) for beta in self.betas)
         root = w.op("Sqrt", square)
         numbers = {
@@ -178,6 +186,11 @@ class SGD(Optimizer):
 
     Raises:
         ValueError: Where one of them is out of its range, or `nesterov` has no momentum, or a dampening.
+
+    Example:
+        >>> import lnbp_onnx
+        >>> lnbp_onnx.SGD(lr=0.1, momentum=0.9).states
+        ('momentum_buffer',)
     """
 
     momentum: float = 0.0
@@ -207,7 +220,7 @@ class SGD(Optimizer):
         if self.momentum:
             numbers["momentum"] = w.constant(self.momentum, element_type)
         if self.momentum and self.dampening:
-            is_first = w.compare("Equal", step, w.constant(1.0, ir.DataType.DOUBLE))
+            is_first = w.compare("Equal", step, w.constant(1, ir.DataType.INT64))
             rates = w.constant(1.0, element_type), w.constant(1 - self.dampening, element_type)
             numbers["rate"] = w.where(is_first, *rates)
         return numbers
@@ -232,6 +245,10 @@ class SGD(Optimizer):
         if self.nesterov:
             step = w.op("Add", gradient, w.op("Mul", step, numbers["momentum"]))
         return w.op("Sub", parameter, w.op("Mul", step, numbers["lr"])), new_states
+
+
+KINDS: Mapping[OptimizerName, type[Optimizer]] = MappingProxyType({OptimizerName.ADAMW: AdamW, OptimizerName.SGD: SGD})
+"""The optimizers by name."""
 
 
 def _towards(w: Writer, value: ir.Value, target: ir.Value, rate: ir.Value) -> ir.Value:

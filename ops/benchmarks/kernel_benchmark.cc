@@ -5,9 +5,15 @@
 // and one written. All take turns, round after round; each path's results are
 // checked first.
 //
-//     kernel_benchmark [TYPE or ROWSxCOLUMNS]...
+//     kernel_benchmark [rounds=N] [TYPE, ROWSxCOLUMNS, PATH or CASE]...
 //
-// measures what is named, by default everything.
+// measures what is named, by default everything in the plain case: given
+// statistics, and arrays that begin at a line. The other cases take turns with
+// it, and are compared with it:
+//
+//     computed                       the statistics are computed
+//     x+BYTES, dy+BYTES, dx+BYTES    this array begins so far past a line
+//     all+BYTES                      these three do
 
 #include <algorithm>
 #include <chrono>
@@ -15,8 +21,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <new>
 #include <string>
 #include <vector>
@@ -58,8 +66,6 @@ constexpr Shape kShapes[] = {{128, 768},   {4096, 768},  {8192, 1024},
                              {2048, 4096}, {512, 16384}, {65536, 64},
                              {32768, 256}, {16, 65536}};
 
-constexpr int kRounds = 25;
-
 bool IsClose(const test::Buffer& actual, const test::Reals& expected,
              long double scale, long double compute_error,
              long double rounding) {
@@ -71,6 +77,12 @@ bool IsClose(const test::Buffer& actual, const test::Reals& expected,
     }
   }
   return true;
+}
+
+// Whether `names` has it, or has none.
+bool IsNamed(const std::vector<std::string>& names, const std::string& name) {
+  return names.empty() ||
+         std::find(names.begin(), names.end(), name) != names.end();
 }
 
 // Whether they are its own, not those of a plainer variant.
@@ -100,26 +112,56 @@ bool IsRight(Problem problem, const Data& data, const test::Expected& expected,
                  expected.beta_delta_scale, 1e-5L, type.rounding);
 }
 
-// An array that begins with `source` and goes on with copies of it.
+// An array that begins with `source` and goes on with copies of it, `offset`
+// bytes past the beginning of a line.
 class Array {
  public:
-  Array(std::size_t bytes, const test::Buffer& source, std::size_t source_bytes)
-      : data_(::operator new(bytes, kAlignment)) {
+  Array(std::size_t bytes, const test::Buffer& source, std::size_t source_bytes,
+        std::size_t offset = 0)
+      : memory_(::operator new(bytes + offset, kAlignment)),
+        data_(static_cast<unsigned char*>(memory_) + offset) {
     for (std::size_t i = 0; i < bytes; i += source_bytes) {
-      std::memcpy(static_cast<unsigned char*>(data_) + i, source.data(),
-                  std::min(source_bytes, bytes - i));
+      std::memcpy(data_ + i, source.data(), std::min(source_bytes, bytes - i));
     }
   }
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
-  ~Array() { ::operator delete(data_, kAlignment); }
+  ~Array() { ::operator delete(memory_, kAlignment); }
 
   void* data() const { return data_; }
 
  private:
   static constexpr std::align_val_t kAlignment{64};
-  void* data_;
+  void* memory_;
+  unsigned char* data_;
 };
+
+// What differs from the plain case.
+struct Case {
+  std::string name;
+  bool use_stats = true;
+  std::size_t x_offset = 0;
+  std::size_t dy_offset = 0;
+  std::size_t dx_offset = 0;
+};
+
+// False: `name` is not that of a case.
+bool ParseCase(const std::string& name, Case& parsed) {
+  parsed.name = name;
+  if (name == "computed") {
+    parsed.use_stats = false;
+    return true;
+  }
+  const std::size_t plus = name.find('+');
+  if (plus == std::string::npos) return false;
+  const std::string array = name.substr(0, plus);
+  const std::size_t offset = std::strtoul(&name[plus + 1], nullptr, 10);
+  const bool is_all = array == "all";
+  if (is_all || array == "x") parsed.x_offset = offset;
+  if (is_all || array == "dy") parsed.dy_offset = offset;
+  if (is_all || array == "dx") parsed.dx_offset = offset;
+  return parsed.x_offset + parsed.dy_offset + parsed.dx_offset != 0;
+}
 
 // Integers, which take the same time whatever they are.
 void Triad(const std::uint32_t* a, const std::uint32_t* b, std::uint32_t* sum,
@@ -154,25 +196,40 @@ struct Candidate {
   }
 };
 
-void Measure(std::vector<Candidate>& candidates) {
-  for (int round = -2; round < kRounds; ++round) {
+// Each finds the caches as it leaves them itself.
+void Measure(std::vector<Candidate>& candidates, int rounds) {
+  for (int round = 0; round < rounds; ++round) {
     for (Candidate& candidate : candidates) {
+      candidate.run();
       const auto begin = std::chrono::steady_clock::now();
       candidate.run();
       const std::chrono::duration<double, std::milli> time =
           std::chrono::steady_clock::now() - begin;
-      if (round >= 0) candidate.times.push_back(time.count());
+      candidate.times.push_back(time.count());
     }
   }
 }
 
+// What the command line asks for; of an empty list of names everything.
+struct Options {
+  std::vector<std::string> types;
+  std::vector<std::string> shapes;
+  std::vector<std::string> paths;
+  std::vector<Case> cases = {{"plain"}};
+  int rounds = 25;
+};
+
 using TriadFunction = void (*)(const std::uint32_t*, const std::uint32_t*,
                                std::uint32_t*, std::size_t);
 
-bool Benchmark(const Type& type, const Shape& shape) {
+bool Benchmark(const Type& type, const Shape& shape, const Options& options) {
+  const std::vector<Case>& cases = options.cases;
   const Problem problem = MakeProblem(type, shape);
   const Data data(problem);
   const test::Expected expected = data.Compute();
+  Problem computed = problem;
+  computed.use_stats = false;
+  const test::Expected expected_of_computed = Data(computed).Compute();
 
   const std::size_t row_bytes = shape.norm_size * SizeOf(type.type);
   const std::size_t bytes = shape.num_rows * row_bytes;
@@ -180,6 +237,26 @@ bool Benchmark(const Type& type, const Shape& shape) {
   const Array x(bytes, data.input_forward, source_bytes);
   const Array dy(bytes, data.output_delta, source_bytes);
   const Array dx(bytes, data.output_delta, source_bytes);
+  std::vector<std::unique_ptr<Array>> further;
+  const auto array_at = [&](std::size_t offset, const Array& plain,
+                            const test::Buffer& source) {
+    if (offset == 0) return plain.data();
+    further.push_back(
+        std::make_unique<Array>(bytes, source, source_bytes, offset));
+    return further.back()->data();
+  };
+  struct CaseArrays {
+    void* x;
+    void* dy;
+    void* dx;
+  };
+  std::vector<CaseArrays> arrays;
+  arrays.reserve(cases.size());
+  for (const Case& one : cases) {
+    arrays.push_back({array_at(one.x_offset, x, data.input_forward),
+                      array_at(one.dy_offset, dy, data.output_delta),
+                      array_at(one.dx_offset, dx, data.output_delta)});
+  }
   const std::size_t statistics_bytes = SizeOf(type.type) * shape.num_rows;
   const std::size_t given_bytes = SizeOf(type.type) * problem.num_rows;
   const Array mean(statistics_bytes, data.mean, given_bytes);
@@ -212,8 +289,13 @@ bool Benchmark(const Type& type, const Shape& shape) {
 #endif
     const std::size_t num_triads = candidates.size();
     for (const Variant* variant : test::AvailableVariants()) {
-      if (!HasFunctions(*variant, type.type)) continue;
-      if (!IsRight(problem, data, expected, type, *variant, pool)) {
+      if (!HasFunctions(*variant, type.type) ||
+          !IsNamed(options.paths, variant->name)) {
+        continue;
+      }
+      if (!IsRight(problem, data, expected, type, *variant, pool) ||
+          !IsRight(computed, data, expected_of_computed, type, *variant,
+                   pool)) {
         std::fprintf(stderr, "%s %s: wrong results\n", type.name,
                      variant->name);
         return false;
@@ -225,20 +307,22 @@ bool Benchmark(const Type& type, const Shape& shape) {
       arguments.num_rows = shape.num_rows;
       arguments.norm_size = shape.norm_size;
       arguments.epsilon = problem.epsilon;
-      arguments.input_forward = x.data();
-      arguments.output_delta = dy.data();
       arguments.gamma = data.gamma.data();
-      arguments.mean = mean.data();
-      arguments.variance = variance.data();
-      arguments.input_delta = dx.data();
       arguments.gamma_delta = gamma_delta.data();
       arguments.beta_delta = beta_delta.data();
       arguments.gamma_broadcast = arguments.beta_broadcast = data.broadcast();
-      candidates.push_back({variant->name, [arguments, &pool] {
-                              LayerNormBackprop(arguments, pool);
-                            }});
+      for (std::size_t i = 0; i < cases.size(); ++i) {
+        arguments.input_forward = arrays[i].x;
+        arguments.output_delta = arrays[i].dy;
+        arguments.input_delta = arrays[i].dx;
+        arguments.mean = cases[i].use_stats ? mean.data() : nullptr;
+        arguments.variance = cases[i].use_stats ? variance.data() : nullptr;
+        candidates.push_back(
+            {i == 0 ? variant->name : cases[i].name,
+             [arguments, &pool] { LayerNormBackprop(arguments, pool); }});
+      }
     }
-    Measure(candidates);
+    Measure(candidates, options.rounds);
     const auto limit = std::min_element(
         candidates.begin(),
         candidates.begin() + static_cast<std::ptrdiff_t>(num_triads),
@@ -249,9 +333,11 @@ bool Benchmark(const Type& type, const Shape& shape) {
                 shape.num_rows, shape.norm_size, num_threads, limit->Min(),
                 limit->name.c_str());
     for (std::size_t i = num_triads; i < candidates.size(); ++i) {
-      const Candidate& path = candidates[i];
-      std::printf("  %s %.3f x%.2f (%.2f)", path.name.c_str(), path.Min(),
-                  path.Min() / limit->Min(), path.Median() / limit->Median());
+      const std::size_t number = (i - num_triads) % cases.size();
+      const Candidate& one = candidates[i];
+      const Candidate& other = number == 0 ? *limit : candidates[i - number];
+      std::printf("  %s %.3f x%.2f (%.2f)", one.name.c_str(), one.Min(),
+                  one.Min() / other.Min(), one.Median() / other.Median());
     }
     std::printf("\n");
     std::fflush(stdout);
@@ -259,32 +345,45 @@ bool Benchmark(const Type& type, const Shape& shape) {
   return true;
 }
 
-int Main(const std::vector<std::string>& names) {
-  const auto is_named = [&names](const std::string& name, const auto& all,
-                                 auto name_of) {
-    const auto matches = [&](const auto& other) {
-      return std::find(names.begin(), names.end(), name_of(other)) !=
-             names.end();
-    };
-    const bool any = std::any_of(std::begin(all), std::end(all), matches);
-    return !any || std::find(names.begin(), names.end(), name) != names.end();
+int Main(const std::vector<std::string>& arguments) {
+  Options options;
+  const auto take = [](const std::string& name, const auto& all, auto name_of,
+                       std::vector<std::string>& taken) {
+    for (const auto& one : all) {
+      if (name != name_of(one)) continue;
+      taken.push_back(name);
+      return true;
+    }
+    return false;
   };
-  const auto name_of_type = [](const Type& type) {
-    return std::string(type.name);
-  };
+  const auto name_of = [](const auto& named) { return named.name; };
   const auto name_of_shape = [](const Shape& shape) {
     return std::to_string(shape.num_rows) + "x" +
            std::to_string(shape.norm_size);
   };
+  for (const std::string& argument : arguments) {
+    Case one;
+    if (ParseCase(argument, one)) {
+      options.cases.push_back(one);
+    } else if (argument.rfind("rounds=", 0) == 0) {
+      options.rounds = std::max(std::atoi(&argument[7]), 1);
+    } else if (!take(argument, kTypes, name_of, options.types) &&
+               !take(argument, kShapes, name_of_shape, options.shapes) &&
+               !take(argument, Variants{}, name_of, options.paths)) {
+      std::fprintf(stderr, "%s: no type, shape, path or case\n",
+                   argument.c_str());
+      return 1;
+    }
+  }
   std::printf(
       "type, shape, threads; least time of the limit in ms; of each path the "
-      "least time in ms, and the ratio to the limit of the least (of the "
-      "median) times\n");
+      "least time in ms, and the ratio to the limit, of each other case that "
+      "to the path, of the least (of the median) times\n");
   for (const Type& type : kTypes) {
-    if (!is_named(type.name, kTypes, name_of_type)) continue;
+    if (!IsNamed(options.types, type.name)) continue;
     for (const Shape& shape : kShapes) {
-      if (!is_named(name_of_shape(shape), kShapes, name_of_shape)) continue;
-      if (!Benchmark(type, shape)) return 1;
+      if (!IsNamed(options.shapes, name_of_shape(shape))) continue;
+      if (!Benchmark(type, shape, options)) return 1;
     }
   }
   return 0;

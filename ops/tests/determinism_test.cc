@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The same bits for every number of threads, in place or not.
+// The same bits for every number of threads, in place or not, and for every
+// address, past the cache or in it.
 
 #include <cstddef>
 #include <vector>
@@ -43,6 +44,30 @@ void TestSize(Size size, ElementType type, bool use_stats, Layout layout,
   }
 }
 
+void TestAddresses(Size size, ElementType type, bool use_stats,
+                   const Variant* variant) {
+  Problem problem;
+  problem.variant = variant;
+  problem.type = problem.parameter_type = problem.statistics_type = type;
+  problem.num_rows = size.num_rows;
+  problem.norm_size = size.norm_size;
+  problem.use_stats = use_stats;
+  TestThreadPool pool(2);
+  const Outputs first = RunKernel(problem, Data(problem), pool);
+  for (const std::size_t cache_bytes : std::vector<std::size_t>{0, 1}) {
+    for (const std::size_t offset :
+         std::vector<std::size_t>{0, 3, 16, 36, 60}) {
+      problem.cache_bytes = cache_bytes;
+      problem.odd_bytes = offset;
+      const Outputs outputs = RunKernel(problem, Data(problem), pool);
+      CHECK_IN(outputs.input_delta == first.input_delta, problem.Describe());
+      CHECK_IN(outputs.gamma_delta == first.gamma_delta, problem.Describe());
+      CHECK_IN(outputs.beta_delta == first.beta_delta, problem.Describe());
+      CHECK_IN(outputs.input_delta.IsGuardIntact(), problem.Describe());
+    }
+  }
+}
+
 }  // namespace
 }  // namespace lnbp::test
 
@@ -62,6 +87,19 @@ int main() {
             TestSize(size, type, use_stats, layout, variant);
           }
         }
+      }
+    }
+  }
+  // Of all kinds: short and long rows, in whole lines or not; by columns.
+  constexpr lnbp::test::Size kFewSizes[] = {{70, 64},   {67, 67},  {66, 256},
+                                            {70, 768},  {9, 1037}, {65, 2112},
+                                            {5, 20000}, {70, 1}};
+  for (const lnbp::test::Size size : kFewSizes) {
+    for (const ElementType type :
+         {ElementType::kFloat, ElementType::kDouble, ElementType::kFloat16,
+          ElementType::kBfloat16}) {
+      for (const lnbp::Variant* variant : lnbp::test::AvailableVariants()) {
+        TestAddresses(size, type, size.norm_size % 3 != 0, variant);
       }
     }
   }

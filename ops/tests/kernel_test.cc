@@ -296,6 +296,31 @@ void TestLargeMean() {
   }
 }
 
+// Rows whose first columns say little of their mean, between others; by rows
+// and by columns.
+void TestUnlikeFirstColumns() {
+  for (const ElementType type :
+       {ElementType::kFloat, ElementType::kDouble, ElementType::kFloat16}) {
+    for (const std::size_t norm_size : std::vector<std::size_t>{768, 20000}) {
+      Problem problem;
+      problem.type = type;
+      problem.num_rows = 7;
+      problem.norm_size = norm_size;
+      problem.use_stats = false;
+      Data data(problem);
+      for (std::size_t row = 0; row < problem.num_rows; row += 3) {
+        for (std::size_t i = 0; i < 32; ++i)
+          data.input_forward.Set(row * norm_size + i, 3000);
+      }
+      const Expected expected = data.Compute();
+      for (const Variant* variant : AvailableVariants()) {
+        problem.variant = variant;
+        CheckOutputs(problem, data, expected);
+      }
+    }
+  }
+}
+
 void TestManyRows() {
   for (const bool use_stats : {true, false}) {
     Problem problem;
@@ -463,6 +488,7 @@ int main() {
   TestLayouts();
   TestBroadcast();
   TestLargeMean();
+  TestUnlikeFirstColumns();
   TestManyRows();
   TestEmpty();
   for (const lnbp::Variant* variant : AvailableVariants()) {

@@ -15,8 +15,8 @@
 namespace lnbp {
 
 // For few and long rows, at most kMaxTileRows: each task has a tile of columns
-// of all rows. The sums of the rows take a pass of their own, or three where
-// the statistics are computed; the parameter gradients need none.
+// of all rows. The sums of the rows take a pass of their own, the parameter
+// gradients none.
 template <typename C>
 class ByColumns {
  public:
@@ -34,11 +34,7 @@ class ByColumns {
     if (operands_.has_statistics()) {
       operands_.means.SetRstd(num_rows_, values);
     } else {
-      std::fill_n(values.mean, num_rows_, C{0});
-      if (!SetMean(pool, values.mean, values.mean) ||
-          !SetMean(pool, values.mean, values.residual)) {
-        return false;
-      }
+      SetFirstMeans(values);
     }
     return SetFactors(pool, values) &&
            ParallelFor(pool, num_tiles_,
@@ -48,6 +44,17 @@ class ByColumns {
   }
 
  private:
+  void SetFirstMeans(RowValues<C>& values) const {
+    std::fill_n(values.mean, num_rows_, C{0});
+    const Tile<C> columns =
+        operands_.TileAt(0, 0, kFirstMeanColumns, nullptr, nullptr);
+    double* const sums = input_sums_.get();
+    operands_.functions.sum_input(columns, num_rows_, values.mean, sums);
+    for (std::size_t row = 0; row < num_rows_; ++row) {
+      operands_.means.SetFirstMean(sums[row] / kFirstMeanColumns, row, values);
+    }
+  }
+
   // From the mean of x - `from`.
   bool SetMean(ThreadPool& pool, const C* from, C* mean) const {
     double* const sums = input_sums_.get();
@@ -71,6 +78,35 @@ class ByColumns {
   }
 
   bool SetFactors(ThreadPool& pool, RowValues<C>& values) const {
+    if (!SumProducts(pool, values)) return false;
+    const RowMeans& means = operands_.means;
+    TileSums& sums = *tile_sums_.get();
+    means.SetFactors(sums, 0, true, values, num_rows_);
+    if (operands_.has_statistics()) return true;
+    bool are_exact[kMaxTileRows];
+    for (std::size_t row = 0; row < num_rows_; ++row) {
+      are_exact[row] = means.AreExact(sums, row, row, values);
+    }
+    if (std::all_of(are_exact, are_exact + num_rows_,
+                    [](bool is_exact) { return is_exact; })) {
+      return true;
+    }
+    const RowValues<C> first = values;
+    std::fill_n(values.mean, num_rows_, C{0});
+    if (!SetMean(pool, values.mean, values.mean) ||
+        !SetMean(pool, values.mean, values.residual) ||
+        !SumProducts(pool, values)) {
+      return false;
+    }
+    means.SetFactors(sums, 0, false, values, num_rows_);
+    for (std::size_t row = 0; row < num_rows_; ++row) {
+      if (are_exact[row]) values.CopyRow(first, row);
+    }
+    return true;
+  }
+
+  // Into the sums of the first tile.
+  bool SumProducts(ThreadPool& pool, const RowValues<C>& values) const {
     TileSums* const sums = tile_sums_.get();
     if (!ParallelFor(
             pool, num_tiles_, [this, &values, sums](std::size_t tile) noexcept {
@@ -81,9 +117,6 @@ class ByColumns {
     }
     for (std::size_t tile = 1; tile < num_tiles_; ++tile) {
       sums[0].Add(sums[tile], num_rows_);
-    }
-    for (std::size_t row = 0; row < num_rows_; ++row) {
-      operands_.means.SetFactors(sums[0], row, row, values);
     }
     return true;
   }

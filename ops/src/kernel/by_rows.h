@@ -24,7 +24,8 @@ class ByRows {
   ByRows(const Operands<C>& operands, Scratch& scratch)
       : operands_(operands), plan_(operands.plan) {
     for (std::size_t i = 0; i < 2; ++i) {
-      sums_[i].tile = scratch.Add<C>(norm_size(), plan_.num_blocks);
+      sums_[i].tile =
+          scratch.Add<C>(norm_size(), plan_.num_blocks, operands.past_line);
       if (gradient(i).is_wanted() && plan_.has_many_tiles()) {
         sums_[i].block = scratch.Add<double>(norm_size(), plan_.num_blocks);
       }

@@ -36,6 +36,7 @@ class Operands {
               static_cast<double>(arguments.epsilon)},
         functions(FunctionsOf<C>(*arguments.variant, arguments.type)),
         past_cache(IsPastCache(arguments)),
+        past_line(BytesPastLine(arguments)),
         plan(MakePlan(num_rows, norm_size, SizeOf(arguments.type), past_cache)),
         gradients{{arguments.parameter_type, arguments.gamma_broadcast,
                    norm_size, arguments.gamma_delta},
@@ -45,7 +46,7 @@ class Operands {
         element_size_(SizeOf(arguments.type)) {}
 
   void AddTo(Scratch& scratch) {
-    if (NeedsGammaRow()) gamma_row_ = scratch.Add<C>(norm_size);
+    if (NeedsGammaRow()) gamma_row_ = scratch.Add<C>(norm_size, 1, past_line);
     for (auto& gradient : gradients) gradient.AddTo(scratch);
   }
 
@@ -109,6 +110,8 @@ class Operands {
   const RowMeans means;
   const RowFunctions<C>& functions;
   const bool past_cache;
+  // By how much what lies beside the rows should begin past a line.
+  const std::size_t past_line;
   const Plan plan;
   ParameterGradient<C> gradients[2];  // gamma's and beta's
 
@@ -124,7 +127,23 @@ class Operands {
            arguments.num_rows > arguments.cache_bytes / 4 * 3 / row_bytes &&
            arguments.input_delta != arguments.output_delta &&
            arguments.input_delta != arguments.input_forward &&
-           IsAligned(arguments.input_delta, element_size);
+           (arguments.norm_size * element_size <= kStagedRowBytes ||
+            IsAligned(arguments.input_delta, element_size));
+  }
+
+  // Where input_delta goes past the cache a line at a time, columns are taken
+  // from the beginning of its lines on: there the lines of gamma and of the
+  // sums should begin, too.
+  std::size_t BytesPastLine(const Arguments& arguments) const {
+    constexpr std::size_t kLine = 64;
+    const std::size_t size = SizeOf(arguments.type);
+    const std::size_t row_bytes = norm_size * size;
+    if (!past_cache || row_bytes <= kStagedRowBytes || row_bytes % kLine != 0) {
+      return 0;
+    }
+    const auto address =
+        reinterpret_cast<std::uintptr_t>(arguments.input_delta);
+    return address % kLine / size * sizeof(C) % kLine;
   }
 
   // Whether gamma has to be copied for the row functions to read it.
@@ -135,7 +154,7 @@ class Operands {
         });
     return arguments_.gamma == nullptr || !is_compute_type ||
            !arguments_.gamma_broadcast.is_identity() ||
-           !IsAligned(arguments_.gamma, alignof(C));
+           !IsAligned(arguments_.gamma, alignof(C)) || past_line != 0;
   }
 
   const Arguments& arguments_;

@@ -38,16 +38,18 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { ::operator delete(heap_); }
 
+  // It begins at a line, or so many bytes past one.
   template <typename T>
-  Piece<T> Add(std::size_t count, std::size_t times = 1) {
-    const Piece<T> piece(this, size_);
+  Piece<T> Add(std::size_t count, std::size_t times = 1,
+               std::size_t past_line = 0) {
+    const Piece<T> piece(this, size_ + past_line);
     constexpr std::size_t kMost =
         std::numeric_limits<std::size_t>::max() / 2 / sizeof(T);
     if (count != 0 && times > kMost / count) {
       too_large_ = true;
       return piece;
     }
-    const std::size_t bytes = count * times * sizeof(T);
+    const std::size_t bytes = past_line + count * times * sizeof(T);
     size_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
     too_large_ =
         too_large_ || size_ > std::numeric_limits<std::size_t>::max() / 2;

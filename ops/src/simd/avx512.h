@@ -330,6 +330,10 @@ struct Isa : X86Memory {
   static constexpr std::size_t kRowsAtOnce = 4;
   // It does not pay here: docs/tuning.md.
   static constexpr bool kSumsAhead = false;
+
+  static LNBP_INLINE void StreamLine(void* to, const void* from) {
+    _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
+  }
 };
 
 }  // namespace lnbp::avx512

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "element_types.h"
 #include "inline.h"
@@ -216,8 +217,11 @@ struct Isa {
   static LNBP_INLINE void Prefetch(const void* address) {
     __builtin_prefetch(address);
   }
-  // C++ has no name for stores past the cache here: Stream stores as Store
-  // does.
+  // C++ has no name for stores past the cache here: Stream and StreamLine store
+  // as Store does.
+  static LNBP_INLINE void StreamLine(void* to, const void* from) {
+    std::memcpy(to, from, 64);
+  }
   static LNBP_INLINE void FinishStores() {}
 };
 

@@ -77,9 +77,9 @@ void Load(const void* row, std::size_t begin, std::size_t count, C* to) {
 
 template <typename T, typename C>
 void LoadCentred(const void* row, std::size_t begin, std::size_t count, C mean,
-                 C residual, C* to) {
+                 C* to) {
   for (std::size_t i = 0; i < count; ++i) {
-    to[i] = (ToCompute<C>(LoadElement<T>(row, begin + i)) - mean) - residual;
+    to[i] = ToCompute<C>(LoadElement<T>(row, begin + i)) - mean;
   }
 }
 
@@ -94,6 +94,7 @@ struct PortableSteps {
 
   static constexpr std::size_t kRowsAtOnce = 1;
   static constexpr bool kSumsAhead = false;
+  struct Stage {};
 
   template <std::size_t kRows>
   static void SumInput(const Tile<C>& tile, std::size_t row, const C* mean,
@@ -104,7 +105,7 @@ struct PortableSteps {
     LaneSum<C> sum;
     for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
       const std::size_t count = std::min(kStage, tile.num_columns - i);
-      LoadCentred<T>(x, i, count, mean[row], C{0}, d);
+      LoadCentred<T>(x, i, count, mean[row], d);
       sum.Add(d, count);
     }
     sums[0] = sum.Total();
@@ -120,22 +121,30 @@ struct PortableSteps {
     const void* dy = At(tile.output_delta, tile, row);
     LaneSum<C> g_sum;
     LaneSum<C> products;
+    LaneSum<C> centred;
     LaneSum<C> squares;
     for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
       const std::size_t count = std::min(kStage, tile.num_columns - i);
-      LoadCentred<T>(x, i, count, values.mean[row], Residual(values, row), d);
+      LoadCentred<T>(x, i, count, values.mean[row], d);
+      if (values.has_residual) {
+        centred.Add(d, count);
+        for (std::size_t j = 0; j < count; ++j) d[j] -= values.residual[row];
+      }
       Load<T>(dy, i, count, g);
       MultiplyBy(tile.gamma + i, count, g);
       g_sum.Add(g, count);
       products.AddProducts(g, d, count);
       if (values.has_residual) squares.AddProducts(d, d, count);
     }
-    sums = {{g_sum.Total()}, {products.Total()}, {squares.Total()}};
+    sums = {{g_sum.Total()},
+            {products.Total()},
+            {centred.Total()},
+            {squares.Total()}};
   }
 
   template <std::size_t kRows>
   static void Apply(const Tile<C>& tile, std::size_t row,
-                    const RowValues<C>& values) {
+                    const RowValues<C>& values, Stage&) {
     static_assert(kRows == 1);
     C xhat[kStage];
     C g[kStage];
@@ -173,10 +182,6 @@ struct PortableSteps {
                         std::size_t row) {
     return static_cast<const unsigned char*>(tensor) +
            row * tile.row_stride * sizeof(T);
-  }
-
-  static C Residual(const RowValues<C>& values, std::size_t row) {
-    return values.has_residual ? values.residual[row] : C{0};
   }
 };
 

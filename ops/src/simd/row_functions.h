@@ -19,6 +19,15 @@ namespace lnbp {
 // over more rows than kMaxTileRows: longer sums are folded in double.
 inline constexpr std::size_t kMaxTileColumns = 2048;
 
+// Where the statistics are computed, sums are first tried from the mean of so
+// many columns.
+inline constexpr std::size_t kFirstMeanColumns = 32;
+
+// Where the lines of input_delta do not begin with its rows, rows of at most so
+// many bytes go past the cache by way of a Stage, longer ones directly, but for
+// their ends.
+inline constexpr std::size_t kStagedRowBytes = 1024;
+
 // A rectangle of the tensors, of at most kMaxTileRows rows. Each pointer points
 // to its upper left element, or to its first column.
 template <typename C>

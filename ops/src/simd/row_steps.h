@@ -5,14 +5,15 @@
 //
 //     SumInput<kRows>(tile, row, mean, sums), sums[r] being that of row + r
 //     SumProducts<kRows>(tile, row, values, sums)
-//     Apply<kRows>(tile, row, values)
+//     Apply<kRows>(tile, row, values, stage)
 //
 // kRows is 1, and up to Steps::kRowsAtOnce also 2 and 4. Where
 // Steps::kSumsAhead there is also
 //
-//     ApplyAndSum(tile, row, row_to_sum, values, sums)
+//     ApplyAndSum(tile, row, row_to_sum, values, stage, sums)
 //
-// which is Apply<1> of `row` and SumProducts<1> of `row_to_sum`.
+// which is Apply<1> of `row` and SumProducts<1> of `row_to_sum`. The
+// Steps::Stage is the same for all rows of a call.
 
 #ifndef LNBP_ONNX_ROW_STEPS_H_
 #define LNBP_ONNX_ROW_STEPS_H_
@@ -55,9 +56,10 @@ class RowFunctionsOf {
                         std::size_t group_rows, RowMeans means,
                         RowValues<C>& values) {
     if (!values.has_residual) means.SetRstd(num_rows, values);
+    typename Steps::Stage stage;
     if constexpr (Steps::kSumsAhead) {
       if (tile.rows_summed_ahead != 0) {
-        return SumAhead(tile, num_rows, means, values);
+        return SumAhead(tile, num_rows, means, values, stage);
       }
     }
     for (std::size_t begin = 0; begin < num_rows; begin += group_rows) {
@@ -76,14 +78,15 @@ class RowFunctionsOf {
         ForRows(begin, end, set_values);
       }
       ForRows(begin, end, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
-        Steps::template Apply<rows>(tile, row, values);
+        Steps::template Apply<rows>(tile, row, values, stage);
       });
     }
   }
 
   // The sums of a row are made while input_delta is written for one before.
   static LNBP_INLINE void SumAhead(const Tile<C>& tile, std::size_t num_rows,
-                                   RowMeans means, RowValues<C>& values) {
+                                   RowMeans means, RowValues<C>& values,
+                                   typename Steps::Stage& stage) {
     const std::size_t distance =
         tile.rows_summed_ahead < num_rows ? tile.rows_summed_ahead : num_rows;
     ForRows(0, distance, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
@@ -91,15 +94,15 @@ class RowFunctionsOf {
     });
     for (std::size_t row = distance; row < num_rows; ++row) {
       SetValuesBy<1>(tile, row, means, values,
-                     [=, &values](const Tile<C>& columns, RowSums<1>& sums)
-                         LNBP_INLINE_LAMBDA {
-                           Steps::ApplyAndSum(columns, row - distance, row,
-                                              values, sums);
-                         });
+                     [=, &values, &stage](const Tile<C>& columns,
+                                          RowSums<1>& sums) LNBP_INLINE_LAMBDA {
+                       Steps::ApplyAndSum(columns, row - distance, row, values,
+                                          stage, sums);
+                     });
     }
     ForRows(num_rows - distance, num_rows,
             [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
-              Steps::template Apply<rows>(tile, row, values);
+              Steps::template Apply<rows>(tile, row, values, stage);
             });
   }
 
@@ -119,16 +122,51 @@ class RowFunctionsOf {
   static LNBP_INLINE void SetValuesBy(const Tile<C>& tile, std::size_t row,
                                       RowMeans means, RowValues<C>& values,
                                       Sum sum) {
-    if (values.has_residual) SetMeans<kRows>(tile, row, means, values);
+    if (values.has_residual) SetFirstMeans<kRows>(tile, row, means, values);
     RowSums<kRows> sums;
     sum(FirstColumns(tile), sums);
     if (tile.num_columns > kMaxTileColumns) {
       AddFurtherColumns<kRows>(tile, sum, sums);
     }
-    LNBP_UNROLL
-    for (std::size_t r = 0; r < kRows; ++r) {
-      means.SetFactors(sums, r, row + r, values);
+    means.SetFactors(sums, row, true, values);
+    if (values.has_residual) {
+      for (std::size_t r = 0; r < kRows; ++r) {
+        if (!means.AreExact(sums, r, row + r, values)) {
+          SetExactValues(tile, row + r, means, values);
+        }
+      }
     }
+  }
+
+  template <std::size_t kRows>
+  static LNBP_INLINE void SetFirstMeans(Tile<C> tile, std::size_t row,
+                                        RowMeans means, RowValues<C>& values) {
+    double inverse_count = means.inverse_norm_size;
+    if (tile.num_columns >= kFirstMeanColumns) {
+      tile.num_columns = kFirstMeanColumns;
+      inverse_count = 1.0 / kFirstMeanColumns;
+    }
+    for (std::size_t r = 0; r < kRows; ++r) values.mean[row + r] = 0;
+    double sums[kRows];
+    Steps::template SumInput<kRows>(tile, row, values.mean, sums);
+    for (std::size_t r = 0; r < kRows; ++r) {
+      means.SetFirstMean(sums[r] * inverse_count, row + r, values);
+    }
+  }
+
+  // From the mean, exact but for what is left in the residual.
+  static void SetExactValues(const Tile<C>& tile, std::size_t row,
+                             RowMeans means, RowValues<C>& values) {
+    SetMeans<1>(tile, row, means, values);
+    RowSums<1> sums;
+    Steps::template SumProducts<1>(FirstColumns(tile), row, values, sums);
+    AddFurtherColumns<1>(
+        tile,
+        [&](const Tile<C>& columns, RowSums<1>& more) LNBP_INLINE_LAMBDA {
+          Steps::template SumProducts<1>(columns, row, values, more);
+        },
+        sums);
+    means.SetFactors(sums, row, false, values);
   }
 
   // Not inlined, like SetMeans: that costs nothing here, and halves the time to
@@ -204,6 +242,7 @@ class RowFunctionsOf {
       for (std::size_t r = 0; r < rows; ++r) {
         sums.g[row + r] = group.g[r];
         sums.products[row + r] = group.products[r];
+        sums.centred[row + r] = group.centred[r];
         sums.squares[row + r] = group.squares[r];
       }
     });
@@ -211,8 +250,9 @@ class RowFunctionsOf {
 
   static void Apply(const Tile<C>& tile, std::size_t num_rows,
                     const RowValues<C>& values) {
+    typename Steps::Stage stage;
     ForRows(0, num_rows, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
-      Steps::template Apply<rows>(tile, row, values);
+      Steps::template Apply<rows>(tile, row, values, stage);
     });
   }
 

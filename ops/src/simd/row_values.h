@@ -9,6 +9,7 @@
 #include <math.h>
 
 #include <cstddef>
+#include <limits>
 
 #include "inline.h"
 
@@ -24,8 +25,11 @@ inline constexpr std::size_t kMaxTileRows = 64;
 //
 // with g = output_delta * gamma.
 //
-// The residual is the mean of x - mean: it takes out what rounding a computed
-// mean left behind. Given statistics have none; theirs is not read.
+// Given statistics have no residual; theirs is not read. Computed ones have the
+// mean of x - mean. At first the mean is that of a few columns, and the
+// residual zero while the sums are made; where these show that it is not small
+// beside the standard deviation, both are made in passes of their own, the
+// residual being what rounding the mean left behind.
 template <typename C>
 struct RowValues {
   bool has_residual;
@@ -36,6 +40,16 @@ struct RowValues {
   C shift[kMaxTileRows];
   C slope[kMaxTileRows];
   C offset[kMaxTileRows];
+
+  // But for the variance.
+  void CopyRow(const RowValues& other, std::size_t row) {
+    mean[row] = other.mean[row];
+    residual[row] = other.residual[row];
+    rstd[row] = other.rstd[row];
+    shift[row] = other.shift[row];
+    slope[row] = other.slope[row];
+    offset[row] = other.offset[row];
+  }
 };
 
 // Sums over columns, for each of some rows.
@@ -43,12 +57,14 @@ template <std::size_t kRows>
 struct RowSums {
   double g[kRows];
   double products[kRows];  // of g * d
-  double squares[kRows];   // of d * d; 0 where there is no residual
+  double centred[kRows];   // of x - mean; like the next 0 without residuals
+  double squares[kRows];   // of d * d
 
   LNBP_INLINE void Add(const RowSums& other, std::size_t num_rows = kRows) {
     for (std::size_t r = 0; r < num_rows; ++r) {
       g[r] += other.g[r];
       products[r] += other.products[r];
+      centred[r] += other.centred[r];
       squares[r] += other.squares[r];
     }
   }
@@ -77,21 +93,60 @@ struct RowMeans {
     return static_cast<C>(sum * inverse_norm_size);
   }
 
+  // Before the sums: from the mean of the first columns. Their residual is less
+  // than the last place of the mean. It makes no difference to the result, but
+  // without it d would be a multiple of a power of two, and the squares of such
+  // numbers are rounded down more often than up.
+  template <typename C>
+  LNBP_INLINE void SetFirstMean(double mean, std::size_t row,
+                                RowValues<C>& values) const {
+    constexpr C kPartOfLastPlace =
+        static_cast<C>(0.3) * std::numeric_limits<C>::epsilon();
+    values.mean[row] = static_cast<C>(mean);
+    values.residual[row] = values.mean[row] * kPartOfLastPlace;
+  }
+
+  // Whether a first mean was near enough to the mean for exact sums.
+  template <typename C, std::size_t kRows>
+  LNBP_INLINE bool AreExact(const RowSums<kRows>& sums, std::size_t r,
+                            std::size_t row, const RowValues<C>& values) const {
+    const double rest =
+        sums.centred[r] * inverse_norm_size - values.residual[row];
+    return 2 * rest * rest <= sums.squares[r] * inverse_norm_size;
+  }
+
+  // Of `num_rows` rows from `row` on. After a first mean their residuals were
+  // too small by the rest.
   // input_delta = rstd * (g - (mean of g + xhat * mean of g * xhat)), so
   // slope = -rstd * mean of g * xhat and offset = -rstd * mean of g.
   template <typename C, std::size_t kRows>
-  LNBP_INLINE void SetFactors(const RowSums<kRows>& sums, std::size_t r,
-                              std::size_t row, RowValues<C>& values) const {
-    values.shift[row] = 0;
-    if (values.has_residual) {
-      values.rstd[row] =
-          static_cast<C>(Rstd(sums.squares[r] * inverse_norm_size));
-      values.shift[row] = -values.residual[row] * values.rstd[row];
+  LNBP_INLINE void SetFactors(const RowSums<kRows>& sums, std::size_t row,
+                              bool is_first_mean, RowValues<C>& values,
+                              std::size_t num_rows = kRows) const {
+    double products[kRows];
+    for (std::size_t r = 0; r < num_rows; ++r) {
+      products[r] = sums.products[r];
+      values.shift[row + r] = 0;
     }
-    const auto rstd = static_cast<double>(values.rstd[row]);
-    const double factor = -rstd * inverse_norm_size;
-    values.slope[row] = static_cast<C>(factor * rstd * sums.products[r]);
-    values.offset[row] = static_cast<C>(factor * sums.g[r]);
+    if (values.has_residual) {
+      for (std::size_t r = 0; r < num_rows; ++r) {
+        const double residual = is_first_mean
+                                    ? sums.centred[r] * inverse_norm_size
+                                    : values.residual[row + r];
+        const double rest = residual - values.residual[row + r];
+        products[r] -= rest * sums.g[r];
+        values.rstd[row + r] = static_cast<C>(
+            Rstd(sums.squares[r] * inverse_norm_size - rest * rest));
+        values.shift[row + r] =
+            static_cast<C>(-residual) * values.rstd[row + r];
+      }
+    }
+    for (std::size_t r = 0; r < num_rows; ++r) {
+      const auto rstd = static_cast<double>(values.rstd[row + r]);
+      const double factor = -rstd * inverse_norm_size;
+      values.slope[row + r] = static_cast<C>(factor * rstd * products[r]);
+      values.offset[row + r] = static_cast<C>(factor * sums.g[r]);
+    }
   }
 };
 

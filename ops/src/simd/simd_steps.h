@@ -5,6 +5,7 @@
 //     Elements<T>: how elements of T are read and written (see PairElements)
 //     kRowsAtOnce, kSumsAhead: as Steps have them
 //     Prefetch(address), of memory that will be read
+//     StreamLine(to, from), 64 bytes past the cache, to the beginning of a line
 //     FinishStores(): what was stored past the cache is there for other threads
 //
 // The rows of a group share what is read of gamma and of the sums over rows,
@@ -26,6 +27,7 @@
 #include "pair.h"
 #include "row_functions.h"
 #include "row_steps.h"
+#include "stage.h"
 
 namespace lnbp {
 
@@ -42,6 +44,8 @@ class SimdSteps {
  public:
   static constexpr std::size_t kRowsAtOnce = Isa::kRowsAtOnce;
   static constexpr bool kSumsAhead = Isa::kSumsAhead;
+
+  using Stage = lnbp::Stage<Isa, kRowsAtOnce * kStagedRowBytes>;
 
   template <std::size_t kRows>
   static LNBP_INLINE void SumInput(const Tile& tile, std::size_t row,
@@ -72,7 +76,7 @@ class SimdSteps {
                                       const RowValues& values,
                                       RowSums<kRows>& sums) {
     if (values.has_residual) {
-      SumProductsAndSquares(tile, row, values, sums);
+      SumAll(tile, row, values, sums);
     } else {
       SumProductsOf<false>(tile, row, values, sums);
     }
@@ -80,29 +84,24 @@ class SimdSteps {
 
   template <std::size_t kRows>
   static LNBP_INLINE void Apply(const Tile& tile, std::size_t row,
-                                const RowValues& values) {
-    if (!tile.past_cache) return ApplyTo<false, kRows>(tile, row, values);
-    // Stores past the cache have to fill a line. Where that takes several, or
-    // the lines of the rows begin at different columns, one row does so.
-    if constexpr (kVectors == 1) {
-      if (tile.row_stride * sizeof(T) % kLine == 0) {
-        return ApplyTo<true, kRows>(tile, row, values);
-      }
-    }
-    for (std::size_t r = 0; r < kRows; ++r) {
-      ApplyTo<true, 1>(tile, row + r, values);
+                                const RowValues& values, Stage& stage) {
+    T* const to = InputDelta(tile, row);
+    if (tile.past_cache) {
+      ApplyPastCache<kRows>(tile, row, values, to, stage);
+    } else {
+      ApplyTo<false, kRows>(tile, row, values, 0, tile.num_columns, to);
     }
   }
 
   // Apply of one row, and SumProducts of another.
   static LNBP_INLINE void ApplyAndSum(const Tile& tile, std::size_t row,
                                       std::size_t row_to_sum,
-                                      const RowValues& values,
+                                      const RowValues& values, Stage& stage,
                                       RowSums<1>& sums) {
     if (values.has_residual) {
-      ApplyAndSumOf<true>(tile, row, row_to_sum, values, sums);
+      ApplyAndSumOf<true>(tile, row, row_to_sum, values, stage, sums);
     } else {
-      ApplyAndSumOf<false>(tile, row, row_to_sum, values, sums);
+      ApplyAndSumOf<false>(tile, row, row_to_sum, values, stage, sums);
     }
   }
 
@@ -209,13 +208,16 @@ class SimdSteps {
       LNBP_UNROLL
       for (std::size_t r = 0; r < kRows; ++r) {
         Vector d = rows_.Centred(r, i, part);
-        if constexpr (kHasResidual) d = d + minus_residual_[r];
+        if constexpr (kHasResidual) {
+          vectors_[2 * kRows + r] = vectors_[2 * kRows + r] + Keep(d, part);
+          d = d + minus_residual_[r];
+        }
         d = Keep(d, part);
         const Vector g = rows_.Delta(r, i, part) * gamma;
         vectors_[r] = vectors_[r] + g;
         vectors_[kRows + r] = MulAdd(g, d, vectors_[kRows + r]);
         if constexpr (kHasResidual) {
-          vectors_[2 * kRows + r] = MulAdd(d, d, vectors_[2 * kRows + r]);
+          vectors_[3 * kRows + r] = MulAdd(d, d, vectors_[3 * kRows + r]);
         }
       }
     }
@@ -228,29 +230,35 @@ class SimdSteps {
       for (std::size_t r = 0; r < kRows; ++r) {
         sums.g[r] = totals[r];
         sums.products[r] = totals[kRows + r];
-        sums.squares[r] = 0;
-        if constexpr (kHasResidual) sums.squares[r] = totals[2 * kRows + r];
+        sums.centred[r] = sums.squares[r] = 0;
+        if constexpr (kHasResidual) {
+          sums.centred[r] = totals[2 * kRows + r];
+          sums.squares[r] = totals[3 * kRows + r];
+        }
       }
     }
 
    private:
-    static constexpr std::size_t kCount = (kHasResidual ? 3 : 2) * kRows;
+    static constexpr std::size_t kCount = (kHasResidual ? 4 : 2) * kRows;
     static constexpr std::size_t kPadded = (kCount + 3) / 4 * 4;
 
     const Rows<kRows> rows_;
     Uniform minus_residual_[kRows];
-    // Of every row its g, of every row its products, then its squares.
+    // Of every row its g, of every row its products, then of those with
+    // residuals what is centred, and its squares.
     Vector vectors_[kPadded];
   };
 
-  // Apply, a vector of columns at a time.
+  // Apply, a vector of columns at a time. `to` is where the column `begin` of
+  // the first row is written to.
   template <bool kPastCache, std::size_t kRows>
   class Application {
    public:
     LNBP_INLINE Application(const Tile& tile, std::size_t row,
-                            const RowValues& values)
+                            const RowValues& values, std::size_t begin, T* to)
         : rows_(tile, row, values.mean),
-          dx_(static_cast<T*>(tile.input_delta) + row * tile.row_stride),
+          begin_(begin),
+          to_(to),
           gamma_sums_(tile.gamma_sums),
           beta_sums_(tile.beta_sums),
           stride_(tile.row_stride) {
@@ -263,11 +271,6 @@ class SimdSteps {
     }
 
     LNBP_INLINE const Rows<kRows>& rows() const { return rows_; }
-
-    // Where steps may begin: those past the cache do at a line.
-    LNBP_INLINE std::size_t FirstStep(std::size_t num_columns) const {
-      return kPastCache ? ColumnsToLine(dx_, num_columns) : 0;
-    }
 
     LNBP_INLINE void ApplyStep(std::size_t i) const {
       static_assert(!kPastCache || kVectors == 1 || kRows == 1);
@@ -284,8 +287,7 @@ class SimdSteps {
         LNBP_UNROLL
         for (std::size_t v = 0; v < kVectors; ++v) {
           for (std::size_t r = 0; r < kRows; ++r) {
-            Elements::Stream(dx_ + r * stride_ + i + v * Vector::kSize,
-                             deltas[v][r]);
+            Elements::Stream(At(r, i + v * Vector::kSize), deltas[v][r]);
           }
         }
       }
@@ -323,12 +325,17 @@ class SimdSteps {
                            const Vector* deltas) const {
       LNBP_UNROLL
       for (std::size_t r = 0; r < kRows; ++r) {
-        Elements::Store(dx_ + r * stride_ + i, deltas[r], part);
+        Elements::Store(At(r, i), deltas[r], part);
       }
     }
 
+    LNBP_INLINE T* At(std::size_t r, std::size_t i) const {
+      return to_ + r * stride_ + (i - begin_);
+    }
+
     const Rows<kRows> rows_;
-    T* const dx_;
+    const std::size_t begin_;
+    T* const to_;
     C* const gamma_sums_;
     C* const beta_sums_;
     const std::size_t stride_;
@@ -353,56 +360,132 @@ class SimdSteps {
     summation.AddUp(sums);
   }
 
+  // With residuals: half as many rows at once, for all sums to be in registers.
   template <std::size_t kRows>
-  static void SumProductsAndSquares(const Tile& tile, std::size_t row,
-                                    const RowValues& values,
-                                    RowSums<kRows>& sums) {
+  static LNBP_INLINE void SumAll(const Tile& tile, std::size_t row,
+                                 const RowValues& values,
+                                 RowSums<kRows>& sums) {
+    constexpr std::size_t kAtOnce =
+        kRows < kRowsAtOnce ? kRows : kRowsAtOnce / 2;
+    for (std::size_t begin = 0; begin < kRows; begin += kAtOnce) {
+      RowSums<kAtOnce> some;
+      SumAllAtOnce(tile, row + begin, values, some);
+      for (std::size_t r = 0; r < kAtOnce; ++r) {
+        sums.g[begin + r] = some.g[r];
+        sums.products[begin + r] = some.products[r];
+        sums.centred[begin + r] = some.centred[r];
+        sums.squares[begin + r] = some.squares[r];
+      }
+    }
+  }
+
+  template <std::size_t kRows>
+  static void SumAllAtOnce(const Tile& tile, std::size_t row,
+                           const RowValues& values, RowSums<kRows>& sums) {
     SumProductsOf<true>(tile, row, values, sums);
   }
 
+  // Apply, of the columns from `begin` to `end`; past the cache they are whole
+  // steps, and `to` is the beginning of a line.
   template <bool kPastCache, std::size_t kRows>
   static void ApplyTo(const Tile& tile, std::size_t row,
-                      const RowValues& values) {
-    const Application<kPastCache, kRows> application(tile, row, values);
-    const std::size_t num_columns = tile.num_columns;
-    std::size_t i = application.FirstStep(num_columns);
-    application.ApplyPart(0, i);
-    for (; i + kStep <= num_columns; i += kStep) {
+                      const RowValues& values, std::size_t begin,
+                      std::size_t end, T* to) {
+    if (begin == end) return;
+    const Application<kPastCache, kRows> application(tile, row, values, begin,
+                                                     to);
+    std::size_t i = begin;
+    for (; i + kStep <= end; i += kStep) {
       application.rows().AskForDelta(i);
       application.ApplyStep(i);
     }
-    application.ApplyPart(i, num_columns);
+    if constexpr (!kPastCache) application.ApplyPart(i, end);
+  }
+
+  template <std::size_t kRows>
+  static void ApplyPastCache(const Tile& tile, std::size_t row,
+                             const RowValues& values, T* to, Stage& stage) {
+    const std::size_t num_columns = tile.num_columns;
+    if (IsStaged(tile, to) && (kRows == 1 || num_columns == tile.row_stride)) {
+      return ApplyToStage<kRows>(tile, row, values, 0, num_columns, to, stage);
+    }
+    // Where a line takes several vectors, or the lines of the rows begin at
+    // different columns, one row at a time; that also puts the ends of rows
+    // together.
+    if constexpr (kRows > 1 && kVectors == 1) {
+      if (tile.row_stride * sizeof(T) % kLine == 0) {
+        const Lines lines(to, num_columns);
+        ApplyTo<false, kRows>(tile, row, values, 0, lines.begin, to);
+        ApplyTo<true, kRows>(tile, row, values, lines.begin, lines.end,
+                             to + lines.begin);
+        return ApplyTo<false, kRows>(tile, row, values, lines.end, num_columns,
+                                     to + lines.end);
+      }
+    }
+    for (std::size_t r = 0; r < kRows; ++r) {
+      T* const row_to = to + r * tile.row_stride;
+      const Lines lines(row_to, num_columns);
+      ApplyToStage<1>(tile, row + r, values, 0, lines.begin, row_to, stage);
+      ApplyTo<true, 1>(tile, row + r, values, lines.begin, lines.end,
+                       row_to + lines.begin);
+      ApplyToStage<1>(tile, row + r, values, lines.end, num_columns, row_to,
+                      stage);
+    }
+  }
+
+  // ApplyTo by way of the stage; `to` is the place of column 0.
+  template <std::size_t kRows>
+  static void ApplyToStage(const Tile& tile, std::size_t row,
+                           const RowValues& values, std::size_t begin,
+                           std::size_t end, T* to, Stage& stage) {
+    if (begin == end) return;
+    ApplyTo<false, kRows>(tile, row, values, begin, end,
+                          static_cast<T*>(stage.At(to + begin)));
+    stage.Add(kRows * (end - begin) * sizeof(T));
   }
 
   template <bool kHasResidual>
   static LNBP_INLINE void ApplyAndSumOf(const Tile& tile, std::size_t row,
                                         std::size_t row_to_sum,
-                                        const RowValues& values,
+                                        const RowValues& values, Stage& stage,
                                         RowSums<1>& sums) {
-    if (tile.past_cache) {
-      ApplyToAndSum<kHasResidual, true>(tile, row, row_to_sum, values, sums);
+    T* const to = InputDelta(tile, row);
+    const std::size_t num_columns = tile.num_columns;
+    if (!tile.past_cache) {
+      ApplyToAndSum<kHasResidual, false>(tile, row, row_to_sum, values, 0,
+                                         num_columns, to, sums);
+    } else if (IsStaged(tile, to)) {
+      ApplyToAndSum<kHasResidual, false>(tile, row, row_to_sum, values, 0,
+                                         num_columns,
+                                         static_cast<T*>(stage.At(to)), sums);
+      stage.Add(num_columns * sizeof(T));
     } else {
-      ApplyToAndSum<kHasResidual, false>(tile, row, row_to_sum, values, sums);
+      const Lines lines(to, num_columns);
+      ApplyToStage<1>(tile, row, values, 0, lines.begin, to, stage);
+      ApplyToAndSum<kHasResidual, true>(tile, row, row_to_sum, values,
+                                        lines.begin, lines.end,
+                                        to + lines.begin, sums);
+      ApplyToStage<1>(tile, row, values, lines.end, num_columns, to, stage);
     }
   }
 
+  // ApplyTo, and all sums.
   template <bool kHasResidual, bool kPastCache>
   static void ApplyToAndSum(const Tile& tile, std::size_t row,
                             std::size_t row_to_sum, const RowValues& values,
+                            std::size_t begin, std::size_t end, T* to,
                             RowSums<1>& sums) {
-    const Application<kPastCache, 1> application(tile, row, values);
+    const Application<kPastCache, 1> application(tile, row, values, begin, to);
     Summation<kHasResidual, 1> summation(tile, row_to_sum, values);
     const std::size_t num_columns = tile.num_columns;
-    const std::size_t first = application.FirstStep(num_columns);
-    application.ApplyPart(0, first);
     std::size_t i = 0;
-    for (; first + i + kStep <= num_columns; i += kStep) {
+    for (; begin + i + kStep <= end; i += kStep) {
       summation.rows().AskForInput(i);
       summation.rows().AskForDelta(i);
       summation.AddStep(i);
-      application.ApplyStep(first + i);
+      application.ApplyStep(begin + i);
     }
-    application.ApplyPart(first + i, num_columns);
+    if constexpr (!kPastCache) application.ApplyPart(begin + i, end);
     if (i + kStep <= num_columns) {
       summation.AddStep(i);
       i += kStep;
@@ -429,13 +512,29 @@ class SimdSteps {
     if (i < end) function(i, First{end - i});
   }
 
-  // Fewer than those of a line.
-  static LNBP_INLINE std::size_t ColumnsToLine(const T* row,
-                                               std::size_t num_columns) {
-    const std::size_t past = reinterpret_cast<std::uintptr_t>(row) % kLine;
-    const std::size_t columns = (kLine - past) % kLine / sizeof(T);
-    return columns < num_columns ? columns : num_columns;
+  static LNBP_INLINE T* InputDelta(const Tile& tile, std::size_t row) {
+    return static_cast<T*>(tile.input_delta) + row * tile.row_stride;
   }
+
+  static LNBP_INLINE bool IsStaged(const Tile& tile, const T* to) {
+    const std::size_t row_bytes = tile.num_columns * sizeof(T);
+    return row_bytes <= kStagedRowBytes &&
+           (reinterpret_cast<std::uintptr_t>(to) % kLine != 0 ||
+            row_bytes % kLine != 0);
+  }
+
+  // The columns of a row that are whole steps from the beginning of a line on.
+  struct Lines {
+    LNBP_INLINE Lines(const T* to, std::size_t num_columns) {
+      const std::size_t past = reinterpret_cast<std::uintptr_t>(to) % kLine;
+      begin = (kLine - past) % kLine / sizeof(T);
+      if (begin > num_columns) begin = num_columns;
+      end = begin + (num_columns - begin) / kStep * kStep;
+    }
+
+    std::size_t begin;
+    std::size_t end;
+  };
 };
 
 template <typename T, typename Isa>
