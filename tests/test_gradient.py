@@ -2,6 +2,7 @@
 """Gradients of ONNX models, against finite differences in double and torch's autograd."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,24 @@ def test_command(tmp_path: Path) -> None:
         assert refused.returncode == 2
         assert part in refused.stderr.replace("\n", " ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gradient.onnx", "m.onnx", "x.onnx"]
+
+
+def test_a_large_graph() -> None:
+    blocks = "".join(
+        f"""
+        n{i} = LayerNormalization (v{i}, g) m{i} = MatMul (n{i}, w) a{i} = Add (m{i}, g) e{i} = Gelu (a{i})
+        s{i} = Softmax (e{i}) t{i} = Transpose (s{i}) p{i} = Mul (t{i}, m{i}) q{i} = Tanh (p{i}) r{i} = Div (q{i}, g)
+        v{i + 1} = Add (v{i}, r{i})"""
+        for i in range(500)
+    )
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 20]>
+        main (double[3, 3] v0, double[3, 3] w, double[3] g) => (double[3, 3] v500) {{ {blocks} }}"""
+    )
+    start = time.process_time()
+    result = lnbp_onnx.gradient(model, of="v500", wrt=["w", "g"], seed="seed")
+    assert time.process_time() - start < 5
+    assert [node.op_type for node in result.graph.node].count("LayerNormBackprop") == 500
 
 
 def test_functions_are_inlined() -> None:

@@ -221,7 +221,9 @@ class _Step:
         return self._input(self.states[-1], _computed_type(parameter), _tensor_of(parameter).shape.numpy(), 0)
 
     def _input(self, name: str, element_type: ir.DataType, shape: Sequence[int], default: float) -> ir.Value:
-        tensor = ir.Tensor(np.full(shape, default, element_type.numpy()), name=self._new_name(name))
+        # One number in the place of all: the state of a large model is as large as the model.
+        values = np.broadcast_to(np.array(default, element_type.numpy()), shape)
+        tensor = ir.Tensor(values, name=self._new_name(name))
         value = ir.Value(name=name, type=ir.TensorType(element_type), shape=ir.Shape(shape), const_value=tensor)
         self._graph.register_initializer(value)
         self._graph.inputs.append(value)
