@@ -225,6 +225,15 @@ def refusal(text: str, **arguments: Any) -> str:
     return str(error.value)
 
 
+def test_a_function_in_float_is_none_of_double() -> None:
+    text = (
+        "m ({type}[2, 3, 4, 4] a) => ({type} y) {{ b = MeanVarianceNormalization (a) y = ReduceL2 <keepdims = 0> (b) }}"
+    )
+    assert "MeanVarianceNormalization node 'b'" in refusal(text.format(type="double"))
+    model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["": 18]>' + text.format(type="float"))
+    onnx.checker.check_model(lnbp_onnx.gradient(model, of="y", wrt=["a"]), full_check=True)
+
+
 def test_what_is_not_covered_is_listed_whole() -> None:
     text = refusal("m (float[3] a) => (float y) { b = Det (a) c = Hardmax (b) y = ReduceSum <keepdims = 0> (c) }")
     assert "Det node 'b'" in text

@@ -45,6 +45,9 @@ def _schema_function(node: ir.Node, infos: Mapping[ir.Value, TensorInfo], opset:
     if schema.has_function:
         version = _newest(schema.function_opset_versions, opset)
         written = schema.get_function_with_opset_version(version)
+        element_types = {known(value, infos).element_type for value in node.inputs if value is not None}
+        if element_types != {ir.DataType.FLOAT} and _is_in_float(onnx.FunctionProto.FromString(written)):
+            return None
     elif schema.has_context_dependent_function:
         version = _newest(schema.context_dependent_function_opset_versions, opset)
         types = [b"" if value is None else _type_proto(known(value, infos)) for value in node.inputs]
@@ -62,6 +65,19 @@ def _schema_function(node: ir.Node, infos: Mapping[ir.Value, TensorInfo], opset:
     computed = {name for each in proto.node for name in each.output}
     proto.output[:] = [name if name in computed else proto.output[0] for name in proto.output]
     return ir.serde.deserialize_function(proto)
+
+
+def _is_in_float(function: onnx.FunctionProto) -> bool:
+    """Return whether a function computes with constants in float, so that tensors of other types do not fit."""
+    constants = {
+        each.output[0]
+        for each in function.node
+        if each.op_type == "Constant"
+        and any(value.name == "value_float" or value.t.data_type == onnx.TensorProto.FLOAT for value in each.attribute)
+    }
+    # The others take operands of two types.
+    used = {name for each in function.node if each.op_type not in {"Cast", "CastLike", "Pow"} for name in each.input}
+    return not constants.isdisjoint(used)
 
 
 def _newest(versions: list[int], opset: int) -> int:
