@@ -178,7 +178,8 @@ def detr() -> Any:
     from support_modules import WithCubes  # noqa: PLC0415
 
     backbone = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1], "layer_type": "basic"}
-    sizes = {**LAYERS, "num_queries": 3, "num_labels": 2, "use_timm_backbone": False, "use_pretrained_backbone": False}
+    sizes: dict[str, Any] = {**LAYERS, "num_queries": 3, "num_labels": 2}
+    sizes |= {"use_timm_backbone": False, "use_pretrained_backbone": False}
     sizes["backbone_config"] = ("ResNetConfig", {**backbone, "out_features": ["stage2"]})
     return WithCubes(of_transformers("DetrForObjectDetection", "DetrConfig", sizes), ("logits", "pred_boxes"))
 

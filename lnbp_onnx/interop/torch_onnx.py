@@ -111,7 +111,7 @@ def _tidy(model: ir.Model) -> None:
         optimizer.fold_constants(model, onnx_shape_inference=True)
         rewriter.RewritePass(_RULES)(model)
         passes.RemoveUnusedNodesPass()(model)
-    passes.RemoveUnusedFunctionsPass()(model)
+    passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     passes.OutputFixPass()(model)
     _drop_repetitions(model)
     passes.NameFixPass()(model)
@@ -136,7 +136,7 @@ def _name_norms(graph: ir.Graph) -> None:
     for node in graph:
         position = {"LayerNormalization": 1, spec.OP_TYPE: 2}.get(node.op_type)
         parameter = node.inputs[position] if position is not None and len(node.inputs) > position else None
-        if parameter is None or not parameter.is_graph_input():
+        if parameter is None or parameter.name is None or not parameter.is_graph_input():
             continue
         path = parameter.name.rpartition(".")[0]
         node.metadata_props["module"] = path
