@@ -24,9 +24,9 @@ def main() -> int:
     model = onnx.load(FOLDER / "torch_encoder_training_lnbp.onnx")
     result = lnbp_onnx.decompose(model)
 
-    for title, each in (("before", model), ("after", result)):
+    for title, each in (("main graph before", model), ("after", result)):
         domains = Counter(node.domain or "ai.onnx" for node in each.graph.node)
-        print(f"{title:7}", ", ".join(f"{count} nodes of {domain}" for domain, count in sorted(domains.items())))
+        print(f"{title:17}", ", ".join(f"{count} nodes of {domain}" for domain, count in sorted(domains.items())))
 
     session = onnxruntime.InferenceSession(result.SerializeToString(), providers=["CPUExecutionProvider"])
     reference = np.load(FOLDER / "torch_encoder_training_reference.npz")

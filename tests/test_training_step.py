@@ -311,9 +311,13 @@ def test_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in shapes:
         np.testing.assert_array_equal(trained_values[name], namespace["state"][name])
     page = (ROOT / "docs/training.md").read_text("utf-8")
-    options = page.split("lnbp-onnx train-step model.onnx step.onnx ")[1].split("\n\n")[0].replace("\\\n", "")
+    options, after = page.split("lnbp-onnx train-step model.onnx step.onnx ")[1].split("\n\n")[0].rsplit("\n", 1)
+    options = options.replace("\\\n", "")
     assert command("train-step", "model.onnx", "-o", "by_command.onnx", *shlex.split(options)).returncode == 0
     assert onnx.load(tmp_path / "by_command.onnx") == namespace["step"]
+    assert after.split() == ["lnbp-onnx", "decompose", "step.onnx", "--in-place"]
+    assert command("decompose", "by_command.onnx", "--in-place").returncode == 0
+    assert onnx.load(tmp_path / "by_command.onnx") == onnx.load(tmp_path / "step.onnx")
 
 
 def test_save_parameters() -> None:

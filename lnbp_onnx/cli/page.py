@@ -34,7 +34,7 @@ _NAMES_OF_GAMMA = {"gamma", "scale", "weight"}
 
 _KEYS = {
     "operator": spec.OP_TYPE,
-    "node": "what has its place",
+    "node": "what replaces it",
     "neighbour": "the nodes around",
     "value": "inputs, initializers, outputs",
 }

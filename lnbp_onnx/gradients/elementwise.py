@@ -134,7 +134,7 @@ def softplus(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
 
 @_times
 def softsign(g: GradientOp, x: ir.Value, y: ir.Value) -> ir.Value:
-    """dY / (1 + |X|)^2."""
+    """dY / (1 + abs(X))^2."""
     root = g.op("Reciprocal", g.op("Add", g.op("Abs", x), g.number(1.0)))
     return g.op("Mul", root, root)
 
