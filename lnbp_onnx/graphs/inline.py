@@ -10,9 +10,12 @@ import onnx_ir as ir
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.graphs.inference import subgraphs_of
 from lnbp_onnx.graphs.names import names_in, unique_names
-from lnbp_onnx.graphs.onnx_calls import refuse_runaway
+from lnbp_onnx.graphs.onnx_calls import refuse_runaway, sizes_written_out
 from lnbp_onnx.graphs.operators import name_of
 from lnbp_onnx.graphs.replace import Replacement, replace_nodes
+
+_MOST_WRITTEN = 20_000
+"""How many nodes of calls are written out: with more a small file would take long."""
 
 
 def inline_functions(model: ir.Model) -> None:
@@ -36,7 +39,15 @@ def inline_functions(model: ir.Model) -> None:
                     f"{domain or 'ai.onnx'!r}, and the model {imported}; it cannot be inlined (convert one of them)."
                 )
     calls = {key: [node.op_identifier() for node in function.all_nodes()] for key, function in functions.items()}
-    refuse_runaway(calls, [node.op_identifier() for node in model.graph.all_nodes()])
+    called = [node.op_identifier() for node in model.graph.all_nodes()]
+    refuse_runaway(calls, called)
+    sizes = sizes_written_out(calls)
+    count = sum(sizes.get(key, 0) for key in called)
+    if count > _MOST_WRITTEN:
+        raise InvalidModelError(
+            f"The calls of the model's functions hold {count} nodes when they are written out; {_MOST_WRITTEN} are "
+            "written out here (do it before, with onnx.inliner.inline_local_functions)."
+        )
     unique_name = unique_names(names_in(model.graph))
     pending = list(model.graph.all_nodes())
     while pending:
