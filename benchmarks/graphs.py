@@ -56,7 +56,8 @@ _EXPORTED = """
 
 def operator(problem: Problem) -> onnx.ModelProto:
     """One LayerNormBackprop node."""
-    x, dy, gamma, mean, variance = names = _INPUTS
+    x, dy, gamma, mean, variance = _INPUTS
+    names: tuple[str, ...] = _INPUTS
     if problem.case == "computed":
         names, mean, variance = (x, dy, gamma), "", ""
     node = lnbp_onnx.make_node(
