@@ -11,6 +11,7 @@ import contextlib
 import copy
 import logging
 import multiprocessing
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -332,7 +333,8 @@ def measured(name: str) -> Sequence[str]:
             errors[training] = worst(module, model, each)
             outcomes.append("yes")
         except lnbp_onnx.LnbpError as refusal:
-            outcomes.append(str(refusal).partition(": ")[2].split(" (")[0][:160].replace("|", "/"))
+            said = re.sub(r"/\S*/site-packages/", "", str(refusal))
+            outcomes.append(said.partition(": ")[2].split(" (")[0][:160].replace("|", "/"))
         except Exception as error:  # of the comparison
             outcomes.append(f"{type(error).__name__}: {error}"[:160])
     loss, gradients = (f"{error:.0e}" for error in errors[False]) if False in errors else ("", "")
