@@ -404,6 +404,30 @@ def test_size_with_a_limit() -> None:
         assert_close(native(model, arrays(arguments)), autograd(module, arguments))
 
 
+def test_size_with_a_least_value() -> None:
+    """Below it nothing is left after a convolution, and one row is too few for statistics."""
+    module = Written(
+        lambda layer, x: nn.functional.batch_norm(layer(x).mT.flatten(0, 1), None, None, training=True).pow(3).sum(),
+        nn.Conv1d(6, 3, 3, stride=2, bias=False),
+    )
+    shapes = {0: "batch", 2: torch.export.Dim("length", min=5)}
+    model = export_joint(module, (), kwargs=vectors(4), dynamic_shapes={"x": shapes})
+    for size in ((4, 6, 5), (1, 6, 9)):
+        arguments = {"x": torch.randn(size)}
+        assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
+def test_length_of_a_tensor() -> None:
+    """What ``len`` says of a tensor is dynamic, too, as in the contrastive loss of CLIP."""
+    module = Written(
+        lambda layer, x: nn.functional.cross_entropy(layer(x) @ x.T, torch.arange(len(x))), nn.LayerNorm(5)
+    )
+    model = export_joint(module, (x,), dynamic_shapes={"x": {0: "batch"}})
+    for batch_size in (x.shape[0], 7):
+        arguments = {"x": torch.randn(batch_size, 5)}
+        assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+
+
 class Positions(nn.Module):
     """A row of positions for each example, of a table that is long enough, as in BERT."""
 
@@ -600,6 +624,23 @@ def test_the_module_is_left_as_it_was() -> None:
     assert module.head.weight is module.embed.weight
     assert all(each.grad is None and each.requires_grad for each in module.parameters())
     assert all(torch.equal(each, before[name]) for name, each in module.state_dict().items())
+
+
+def test_hooks_that_a_module_registers_itself() -> None:
+    """Where it is first called, and says so in an attribute, as models of transformers do that record hidden states."""
+
+    def forward(layer: nn.Module, x: Any) -> Any:
+        if not getattr(layer, "is_hooked", False):
+            layer.register_forward_hook(lambda *_: calls.append(0))
+            layer.is_hooked = True
+        calls.clear()
+        return layer(x).pow(3).mean() * len(calls)
+
+    calls: list[int] = []
+    module, arguments = Written(forward), {"x": torch.randn(4, 5)}
+    model = export_joint(module, (), kwargs=arguments)
+    assert not module.layer._forward_hooks
+    assert_close(native(model, arrays(arguments)), autograd(module, arguments))
 
 
 def test_a_module_with_two_names() -> None:

@@ -201,7 +201,7 @@ class Call:
         before = [
             (prefix, attributes, dict(attributes))
             for prefix, part in self._module.named_modules()
-            for attributes in (part._buffers, vars(part))
+            for attributes in (part._buffers, *_hooks(part), vars(part))
         ]
         parameters = [
             (each, each.grad, each.requires_grad, set(each._backward_hooks or ()))
@@ -271,6 +271,11 @@ def named_outputs(call: Call, result: Any) -> NamedTensors:
 def new_values(buffers: NamedTensors) -> NamedTensors:
     """Return buffers at the end of a call by the names of the model's outputs."""
     return {f"{name}.updated": value for name, value in buffers.items()}
+
+
+def _hooks(module: Any) -> Iterator[dict[Any, Any]]:
+    """Return the tables of a module's own hooks, which it may register itself when it is first called."""
+    return (each for name, each in vars(module).items() if "_hooks" in name and isinstance(each, dict))
 
 
 def _key(entry: Any) -> Any:

@@ -15,11 +15,13 @@ What is not public interface of torch is used in these modules alone, and is her
 - ``node.meta["val"]`` and its ``fake_mode``: the tensors with symbolic sizes that ``torch.export`` made for an input.
 - ``torch.export.ExportedProgram`` and ``torch.export.graph_signature`` are public, making such a program is not.
 - ``torch.compiler._is_compiling_flag`` and ``_is_exporting_flag`` are what ``torch.compiler.is_exporting()`` tells.
-- ``torch.utils._sympy.functions.Min`` is in what it assumed, too.
+- ``torch.utils._sympy.functions.Min`` is in what it assumed, too. ``value_ranges.bound_sympy`` tells what follows of
+  the ranges of sizes, ``ShapeEnv.var_to_range``.
 - ``torch.onnx._internal.exporter``: what the exporter translates. ``torch._ops.OpOverload`` are operators.
 - ``torch._decomp.get_decompositions``: more of torch's decompositions than ``torch.export`` has.
 """
 
+import builtins
 import contextlib
 import functools
 import itertools
@@ -59,6 +61,8 @@ try:
     from torch.onnx._internal.exporter._decomp import get_onnx_implemented_overloads
     from torch.onnx._internal.exporter._registration import ONNXRegistry
     from torch.utils._sympy.functions import Min
+    from torch.utils._sympy.numbers import int_oo
+    from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 except ImportError as error:
     raise ImportError(
         f"torch {torch.__version__} lacks what lnbp_onnx.interop.torch uses: {error} (install torch 2.13)."
@@ -247,12 +251,13 @@ def _trace_graph(call: Call, function: Function, symbolic: Sequence[Any]) -> tup
 
     sizes = _named_sizes(call, symbolic)  # before tracing, which replaces in them what it assumes
     shape_env = symbolic[0].fake_mode.shape_env
+    limits = dict(shape_env.var_to_range)  # which tracing narrows by what it assumes
     assumed_before = len(shape_env.guards)
     draws = Draws(_draw)
     decompositions = {**_decompositions(), **random_decompositions(draws)}
     with torch.enable_grad(), _as_torch_exports(), draws.from_the_first():
         graph = make_fx(traced, decomposition_table=decompositions, tracing_mode="symbolic")(*symbolic)
-    _refuse_assumptions(call, shape_env.guards[assumed_before:], sizes)
+    _refuse_assumptions(call, shape_env.guards[assumed_before:], sizes, limits)
     written = _written(graph)
     names = dict(zip(_placeholders(graph), call.tensors, strict=True))
     changed = sorted({names[node] for node in written if node in names})
@@ -320,16 +325,16 @@ def _named_sizes(call: Call, symbolic: Sequence[Any]) -> dict[str, str]:
     }
 
 
-def _refuse_assumptions(call: Call, guards: Iterable[Any], sizes: Mapping[str, str]) -> None:
-    assumed = [guard for guard in guards if not _is_of_no_account(guard)]
+def _refuse_assumptions(call: Call, guards: Iterable[Any], sizes: Mapping[str, str], limits: Mapping[Any, Any]) -> None:
+    assumed = [guard for guard in guards if not _is_of_no_account(guard, limits)]
     if assumed:
         conditions = {
             re.sub(r"\w+", lambda word: sizes.get(word[0], word[0]), str(_plainly(each.expr))) for each in assumed
         }
         raise call.refusal(
             f"what it computes depends on sizes that are dynamic: {', '.join(sorted(conditions))} was assumed",
-            "in dynamic_shapes, give sizes that are always equal one name, a size that has a limit a "
-            "torch.export.Dim(name, max=...), and leave out sizes that decide something",
+            "in dynamic_shapes, give sizes that are always equal one name, a size that has limits a "
+            "torch.export.Dim(name, min=..., max=...), and leave out sizes that decide something",
         )
 
 
@@ -346,7 +351,7 @@ def _refuse_new_assumptions(call: Call, exported: Any, symbolic: Sequence[Any]) 
     same = {size: next(iter(others)) for size, others in sizes.items() if len(others) == 1}
     guards = [guard._replace(expr=_plainly(guard.expr.xreplace(same))) for guard in env.guards]
     unknown = [each for each in guards if not _is_known(known, each.expr)]
-    _refuse_assumptions(call, unknown, _named_sizes(call, symbolic))
+    _refuse_assumptions(call, unknown, _named_sizes(call, symbolic), known.var_to_range)
 
 
 def _is_known(shape_env: Any, condition: Any) -> bool:
@@ -355,14 +360,17 @@ def _is_known(shape_env: Any, condition: Any) -> bool:
     return any(statically_known_true(shape_env.create_symboolnode(each)) for each in alternatives)
 
 
-def _is_of_no_account(guard: Any) -> bool:
+def _is_of_no_account(guard: Any, limits: Mapping[Any, Any]) -> bool:
     """Return whether what torch assumed of sizes changes nothing in what is computed.
 
-    That is so of some places, and of what holds for all dynamic sizes but 0 and 1, which torch takes for special where
-    it need not: what it does for the others is right for these too.
+    That is so of some places, and of what holds within the `limits` of the sizes for all but 0 and 1, which torch takes
+    for special where it need not: what it does for the others is right for these too.
     """
     place = guard.sloc.framework_loc
     if isinstance(place, traceback.FrameSummary) and f"{Path(place.filename).name}:{place.name}" in _OF_NO_ACCOUNT:
+        return True
+    ranges = {size: limits[size] & ValueRanges(2, int_oo) for size in guard.expr.free_symbols if size in limits}
+    if bound_sympy(guard.expr, ranges) == ValueRanges.wrap(sympy.true):
         return True
     sizes = {size: sympy.Symbol(size.name, integer=True, nonnegative=True) + 2 for size in guard.expr.free_symbols}
     condition = guard.expr.xreplace(sizes)
@@ -382,11 +390,26 @@ def _as_torch_exports() -> Iterator[None]:
     try:
         for flag in flags:
             setattr(torch.compiler, flag, True)
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), _symbolic_lengths():
             yield
     finally:
         for flag, value in zip(flags, before, strict=True):
             setattr(torch.compiler, flag, value)
+
+
+@contextlib.contextmanager
+def _symbolic_lengths() -> Iterator[None]:
+    """Let ``len`` of a tensor be its symbolic size, which Python's own turns into the number that it is."""
+    own = builtins.len
+
+    def length(of: Any, /) -> Any:
+        return of.shape[0] if isinstance(of, torch.Tensor) and of.ndim else own(of)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = own
 
 
 def _plainly(condition: Any) -> Any:
