@@ -28,6 +28,17 @@ def unique_names(taken: set[str | None]) -> Callable[[str], str]:
     return unique_name
 
 
+def claim(name: str, unique_name: Callable[[str], str], refusal: str) -> str:
+    """Return a name that what is added must have.
+
+    Raises:
+        InvalidModelError: Where something has it already; `refusal` is what it says.
+    """
+    if unique_name(name) != name:
+        raise InvalidModelError(refusal)
+    return name
+
+
 def names_in(graph: ir.Graph) -> set[str | None]:
     """Return the names of the values and nodes of a graph and its subgraphs."""
     taken: set[str | None] = set()

@@ -12,7 +12,7 @@ from lnbp_onnx.gradients.backward import Backward
 from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, infer
 from lnbp_onnx.graphs.inline import inline_functions
-from lnbp_onnx.graphs.names import computed_value, listed, matches, names_in, unique_names
+from lnbp_onnx.graphs.names import claim, computed_value, listed, matches, names_in, unique_names
 from lnbp_onnx.graphs.opsets import opset_to_train_in
 from lnbp_onnx.node import TensorInfo
 
@@ -73,16 +73,16 @@ class GradientPass(ir.passes.InPlacePass):
         sources = self._sources(graph, infos, backward, of)
         of = backward.with_bodies(of, sources, lambda: infer(graph, functions, model.opset_imports))
         seed = self._seed_input(graph, infos, of) if self._seed is not None else backward.scalar_one(of)
-        if self._seed is not None and unique_name(self._seed) != self._seed:
-            raise InvalidModelError(f"seed: the model has the name {self._seed!r} already (choose another one).")
+        if self._seed is not None:
+            refusal = f"seed: the model has the name {self._seed!r} already (choose another one)."
+            claim(self._seed, unique_name, refusal)
         # First of all: what a caller can replace is no constant for the rules.
         for source in sources:
             if not source.is_graph_input():
                 graph.inputs.append(source)
         names = [f"{source.name}.grad" for source in sources]
         for name in names:
-            if unique_name(name) != name:
-                raise InvalidModelError(f"The model has the name {name!r}, which the gradient needs (rename it).")
+            claim(name, unique_name, f"The model has the name {name!r}, which the gradient needs (rename it).")
         gradients = backward.write(of, seed, sources, names)
         graph.outputs.extend(gradients)
         if any(node.domain == spec.DOMAIN for node in graph.all_nodes()):

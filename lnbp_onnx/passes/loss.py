@@ -8,7 +8,7 @@ import onnx_ir as ir
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, infer
-from lnbp_onnx.graphs.names import computed_value, names_in, unique_names
+from lnbp_onnx.graphs.names import claim, computed_value, names_in, unique_names
 from lnbp_onnx.graphs.opsets import opset_to_train_in
 from lnbp_onnx.graphs.writer import Writer
 from lnbp_onnx.node import Dim, TensorInfo, format_shape
@@ -68,10 +68,9 @@ class LossPass(ir.passes.InPlacePass):
                 f"{allowed} (transpose the output)."
             )
         unique_name = unique_names(names_in(graph))
-        if unique_name(LOSS) != LOSS:
-            raise InvalidModelError(f"The model has the name {LOSS!r} already, which the loss needs (rename it).")
-        if unique_name(self._label) != self._label:
-            raise InvalidModelError(f"label: the model has the name {self._label!r} already (choose another one).")
+        claim(LOSS, unique_name, f"The model has the name {LOSS!r} already, which the loss needs (rename it).")
+        refusal = f"label: the model has the name {self._label!r} already (choose another one)."
+        claim(self._label, unique_name, refusal)
         label_shape = [dim for axis, dim in enumerate(shape) if axis != class_axis] if is_classes else shape
         label = ir.Value(
             name=self._label,

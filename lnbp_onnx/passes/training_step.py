@@ -11,7 +11,7 @@ import onnx_ir as ir
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, declare, infer
-from lnbp_onnx.graphs.names import computed_value, listed, names_in, unique_names
+from lnbp_onnx.graphs.names import claim, computed_value, listed, names_in, unique_names
 from lnbp_onnx.graphs.opsets import opset_to_train_in
 from lnbp_onnx.graphs.writer import Writer
 from lnbp_onnx.training.optimizers import Optimizer
@@ -236,9 +236,8 @@ class _Step:
         self._graph.outputs.append(value)
 
     def _new_name(self, name: str) -> str:
-        if self._unique_name(name) != name:
-            raise InvalidModelError(f"The model has the name {name!r}, which the training step needs (rename it).")
-        return name
+        refusal = f"The model has the name {name!r}, which the training step needs (rename it)."
+        return claim(name, self._unique_name, refusal)
 
     def _writer(self, prefix: str) -> Writer:
         w = Writer("The training step", self._opset, self._unique_name, {}, prefix=prefix, error=InvalidModelError)
