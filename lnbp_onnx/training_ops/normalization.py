@@ -40,7 +40,7 @@ def batch_norm_internal(w: TrainingOp) -> Outputs:
     (computed,) = w.computed(x)
     element_type = w.element_type(computed)
     scale, bias, running_mean, running_variance = (w.cast(value, element_type) for value in parameters)
-    channels = _Channels(w, x, computed)
+    channels = _Channels(w, x)
     epsilon = w.scalar_like(w.attribute("epsilon", 1e-5), computed)
     momentum = w.attribute("momentum", 0.9)
     mean, variance = running_mean, running_variance
@@ -77,7 +77,7 @@ def batch_normalization_grad(w: TrainingOp) -> Outputs:
     dy, x = w.computed(*given[:2])
     element_type = w.element_type(x)
     scale, mean, inv_std = (w.cast(value, element_type) for value in given[2:])
-    channels = _Channels(w, given[1], x)
+    channels = _Channels(w, given[1])
     xhat = w.op("Mul", w.op("Sub", x, channels.column(mean)), channels.column(inv_std))
     product = w.op("Mul", dy, xhat)
     rest = w.op("Sub", dy, channels.column(channels.mean(dy)))
@@ -95,14 +95,13 @@ def batch_normalization_grad(w: TrainingOp) -> Outputs:
 class _Channels:
     """Sums over all axes but the second one, and values of the channels in a shape that broadcasts."""
 
-    def __init__(self, w: TrainingOp, declared: ir.Value, value: ir.Value) -> None:
+    def __init__(self, w: TrainingOp, declared: ir.Value) -> None:
         shape = w.info(declared).shape
         if shape is None:
             w.refuse("the rank of X is not known; it must be (add its value_info to the model)")
         self._w = w
         self._axes = [axis for axis in range(len(shape)) if axis != 1]
         self._column_shape = [-1 if axis == 1 else 1 for axis in range(1, len(shape))]
-        self._value = value
 
     def mean(self, value: ir.Value) -> ir.Value:
         return self._w.reduce("ReduceMean", value, self._axes, keepdims=False)
