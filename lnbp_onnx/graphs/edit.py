@@ -290,4 +290,5 @@ def _write_node(node: ir.Node, proto: onnx.NodeProto) -> None:
     for name, attribute in node.attributes.items():
         if attribute.type == ir.AttributeType.INTS and name in written and not attribute.is_ref():
             written[name].ints[:] = attribute.as_ints()
-    proto.attribute.extend(ir.to_proto(attribute) for name, attribute in node.attributes.items() if name not in written)
+    added = [attribute for name, attribute in node.attributes.items() if name not in written]
+    proto.attribute.extend(map(ir.serde.serialize_attribute, added))
