@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from cases import Case
 from hypothesis import given
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from operator_models import BOOL, DOUBLE, FLOAT, INT64, draw, function_model, info, make_model, operator, subgraph_model
 from strategies import problems
 
@@ -21,6 +21,7 @@ import lnbp_onnx
 from lnbp_onnx.running.runners import KernelRunner, PlainRunner, ReferenceRunner
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+INT, TENSOR = AttributeProto.INT, AttributeProto.TENSOR
 ENCODER = EXAMPLES / "torch_encoder_training_lnbp.onnx"
 
 
@@ -173,6 +174,56 @@ def test_function_called_without_an_optional_input() -> None:
     outputs |= {f"db{i}": (FLOAT, [1 if i == 2 else 6]) for i in range(3)}
     inputs = {name: (FLOAT, shape) for name, shape in shapes.items()}
     assert_same_results(make_model(calls, inputs, outputs, functions=[function], domains=["my"]), draw(**shapes))
+
+
+def reference(node: NodeProto, name: str, kind: int) -> NodeProto:
+    """Return a node with an attribute that is that of the function around it, of the same name."""
+    node.attribute.add(name=name, ref_attr_name="of_function", type=kind)
+    return node
+
+
+def test_shapes_that_follow_from_an_attribute_of_the_function() -> None:
+    """Inference takes 0 for an attribute that is a reference; for a long row the body depends on the shape."""
+    views = [reference(helper.make_node("Flatten", [each], [f"{each}_rows"]), "axis", INT) for each in ("x", "dy")]
+    node = lnbp_onnx.make_node("x_rows", "dy_rows", use_affine=False, use_stats=False, outputs=["dx"])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("lnbp", 1)]
+    function = helper.make_function("my", "F", ["x", "dy"], ["dx"], [*views, node], opsets, attributes=["of_function"])
+    shapes = {"x": [2, 2, 512], "dy": [2, 2, 512]}
+    model = make_model(
+        [helper.make_node("F", list(shapes), [f"dx{axis}"], domain="my", of_function=axis) for axis in (1, 2)],
+        {name: (FLOAT, shape) for name, shape in shapes.items()},
+        {"dx1": (FLOAT, [2, 1024]), "dx2": (FLOAT, [4, 512])},
+        functions=[function],
+        domains=["my"],
+    )
+    feeds = draw(**shapes)
+    feeds["x"][1] *= 100
+    assert_same_results(model, feeds)
+
+
+def test_tensors_that_are_attributes_of_functions() -> None:
+    """Each of two long tensors, which are alike where they begin and end, goes through two functions."""
+    constant = reference(helper.make_node("Constant", [], ["g"]), "value", TENSOR)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("lnbp", 1), helper.make_opsetid("my", 1)]
+    nodes = [constant, operator("x", "dy", "g", ["dx"])]
+    inner = helper.make_function("my", "F", ["x", "dy"], ["dx"], nodes, opsets[:2], attributes=["of_function"])
+    call = reference(helper.make_node("F", ["x", "dy"], ["dx"], domain="my"), "of_function", TENSOR)
+    outer = helper.make_function("my", "G", ["x", "dy"], ["dx"], [call], opsets, attributes=["of_function"])
+    gammas = np.ones((2, 2000), np.float32)
+    gammas[1, 1000] = 100
+    calls = [
+        helper.make_node("G", ["x", "dy"], [f"dx{index}"], domain="my", of_function=numpy_helper.from_array(gamma))
+        for index, gamma in enumerate(gammas)
+    ]
+    shapes = {"x": [3, 2000], "dy": [3, 2000]}
+    model = make_model(
+        calls,
+        {name: (FLOAT, shape) for name, shape in shapes.items()},
+        {f"dx{index}": (FLOAT, [3, 2000]) for index in range(2)},
+        functions=[inner, outer],
+        domains=["my"],
+    )
+    assert_same_results(model, draw(**shapes), KernelRunner)
 
 
 @pytest.mark.parametrize(("function_opset", "model_opset", "written"), [(13, 18, 18), (13, 17, 17), (18, 17, 17)])

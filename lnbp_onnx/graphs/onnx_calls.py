@@ -213,15 +213,21 @@ def _refuse_attributes(model: ModelProto) -> None:
 
 
 def _made_safe(model: ModelProto) -> ModelProto:
-    """Return the model, or a copy of it with what ends inference hidden."""
+    """Return the model, or a copy of it with what ends inference, or leads it astray, hidden."""
     shapes = {value.name: _dims(value) for value in _values(model.graph)}
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in initializers(model.graph)}
     has_made_up_length = any(
         not 0 <= dim < _LENGTH_IS_MADE_UP for dims in shapes.values() if dims is not None for dim in dims
     )
+    has_reference = any(attribute.ref_attr_name for node in model_nodes(model) for attribute in node.attribute)
 
     def is_unsafe(node: NodeProto) -> bool:
-        return _is_unsafe(node, shapes) or (node.op_type == "GatherND" and has_made_up_length)
+        return (
+            _is_unsafe(node, shapes)
+            or _has_open_attribute(node)
+            or (node.op_type == "GatherND" and has_made_up_length)
+            or (node.op_type == "Range" and has_reference)
+        )
 
     if not any(is_unsafe(node) for node in model_nodes(model)):
         return model
@@ -230,7 +236,7 @@ def _made_safe(model: ModelProto) -> ModelProto:
     for node in model_nodes(safe):
         if not is_unsafe(node):
             continue
-        if node.op_type == "EyeLike":
+        if node.op_type == "EyeLike" and not _has_open_attribute(node):
             # The type and shape are those of a Cast.
             to = next(attribute.i for attribute in node.attribute if attribute.name == "dtype")
             node.CopyFrom(onnx.helper.make_node("Cast", node.input, node.output, name=node.name, to=to))
@@ -238,6 +244,14 @@ def _made_safe(model: ModelProto) -> ModelProto:
             node.domain = _HIDDEN_DOMAIN
     _import_hidden_domain(safe)
     return safe
+
+
+def _has_open_attribute(node: NodeProto) -> bool:
+    """Return whether types or shapes may depend on a function's attribute: inference would take 0 for its value.
+
+    Of the operators that have a float, only Range computes a length with it.
+    """
+    return any(attribute.ref_attr_name and attribute.type != AttributeProto.FLOAT for attribute in node.attribute)
 
 
 def _is_unsafe(node: NodeProto, shapes: Mapping[str, tuple[int, ...] | None]) -> bool:

@@ -8,7 +8,7 @@ copy keeps the name.
 """
 
 import itertools
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import NoReturn
 
 import onnx_ir as ir
@@ -68,8 +68,9 @@ def _holders(model: ir.Model) -> dict[ir.OperatorIdentifier, ir.Function]:
     return {key: function for key, function in model.functions.items() if key in found}
 
 
-def _depends_on_call(node: ir.Node, holders: Container[ir.OperatorIdentifier]) -> bool:
-    return is_operator(node) or node.op_identifier() in holders
+def _content(attribute: ir.Attr) -> bytes:
+    content: bytes = ir.serde.serialize_attribute(attribute).SerializeToString()
+    return content
 
 
 class _Specialiser:
@@ -121,7 +122,7 @@ class _Specialiser:
                 )
             operands = tuple(None if value is None else known(value, infos) for value in node.inputs)
             attributes = self._referenced(function, node)
-            values = tuple((name, attribute and str(attribute.value)) for name, attribute in attributes.items())
+            values = tuple((name, attribute and _content(attribute)) for name, attribute in attributes.items())
             key = (identifier, operands, values)
             if key not in self._copies:
                 if len(self._copies) == _MOST_COPIES:
@@ -130,11 +131,13 @@ class _Specialiser:
             node.op_type = self._copies[key]
 
     def _referenced(self, function: ir.Function, call: ir.Node) -> dict[str, ir.Attr | None]:
-        """Return the function's attributes that the operator in it depends on, with their values at a call."""
+        """Return the attributes that nodes of a function refer to, with their values at a call.
+
+        Any of them may say what shape the operator gets.
+        """
         names = {
             attribute.ref_attr_name
             for node in function.all_nodes()
-            if _depends_on_call(node, self._holders)
             for attribute in node.attributes.values()
             if attribute.is_ref()
         }
@@ -159,8 +162,7 @@ class _Specialiser:
             for user, index in value.uses():
                 user.replace_input_with(index, None)
         for node in copy.all_nodes():
-            if _depends_on_call(node, self._holders):
-                resolve_references(node, attributes)
+            resolve_references(node, attributes)
         self._rewrite_calls(copy.graph, copy.opset_imports)
         # After the functions that it calls: ONNX's reference evaluator reads them in order.
         self._model.functions[copy.identifier()] = copy
