@@ -836,6 +836,64 @@ def test_strings() -> None:
     assert len(fuse(model)[1].fused) == 1
 
 
+def test_nodes_without_outputs() -> None:
+    model = decomposed()
+    model.graph.node.append(helper.make_node("Print", ["dx"], [], domain="my"))
+    model.opset_import.append(helper.make_opsetid("my", 1))
+    assert len(fuse(model)[1].fused) == 1
+
+
+def test_constants_that_are_external_data_are_not_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(decomposed(), path, save_as_external_data=True, size_threshold=0, convert_attribute=True)
+    model = onnx.load(path, load_external_data=False)
+    result, outcome = fuse(model)
+    assert not outcome.fused
+    assert result == model
+
+
+def test_slice_of_no_axes() -> None:
+    """A gradient in a shape that a Slice leaves as it is."""
+    model = decomposed()
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Slice", ["shape", "none", "none"], ["same"]),
+    ]
+    nodes.append(helper.make_node("Reshape", ["dx", "same"], ["shaped"]))
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(helper.make_tensor("none", TensorProto.INT64, [0], []))
+    model.graph.output.append(helper.make_tensor_value_info("shaped", FLOAT, [4, 6]))
+    assert len(fuse(model)[1].fused) == 1
+
+
+def test_broadcasting_of_old_opsets_is_not_followed() -> None:
+    """gamma scales the rows here, which the attribute of Mul alone tells."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 3, opset_import: ["": 6]>
+        old (float[4, 4] x, float[4, 4] dy, float[4] gamma) => (float[4, 4] dx) {
+            epsilon = Constant <value: tensor = float[1] {1e-5}> ()
+            mean = ReduceMean <axes = [1]> (x)
+            d = Sub <broadcast = 1> (x, mean)
+            g = Mul <broadcast = 1, axis = 0> (dy, gamma)
+            squares = Mul (d, d)
+            variance = ReduceMean <axes = [1]> (squares)
+            radicand = Add <broadcast = 1> (variance, epsilon)
+            std = Sqrt (radicand)
+            xhat = Div <broadcast = 1> (d, std)
+            mean_g = ReduceMean <axes = [1]> (g)
+            product = Mul (g, xhat)
+            projection = ReduceMean <axes = [1]> (product)
+            centred = Sub <broadcast = 1> (g, mean_g)
+            along = Mul <broadcast = 1> (xhat, projection)
+            rest = Sub (centred, along)
+            dx = Div <broadcast = 1> (rest, std)
+        }
+    """)
+    result, outcome = fuse(model)
+    assert not outcome.fused
+    assert result == model
+
+
 def test_power_with_several_integers() -> None:
     style = Style(stats="rstd")
     model = Writer(style).write()

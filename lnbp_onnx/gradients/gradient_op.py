@@ -85,8 +85,7 @@ class GradientOp(TrainingOp):
 
     def known_tensor(self, value: ir.Value) -> ir.TensorProtocol | None:
         """Return the tensor of a constant, None for what is none; external data is not looked at."""
-        tensor = constant_tensor(value)
-        return None if isinstance(tensor, ir.ExternalTensor) else tensor
+        return constant_tensor(value)
 
     def static_ints(self, value: ir.Value, name: str) -> list[int]:
         """Return the elements of an input that must be a constant."""

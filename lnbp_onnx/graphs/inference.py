@@ -36,24 +36,26 @@ def declare(value: ir.Value, info: TensorInfo) -> None:
 
 
 def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
-    """Return the tensor of an initializer that no caller can replace, or of a Constant node."""
+    """Return the tensor of an initializer that no caller can replace, or of a Constant node.
+
+    External data is not looked at: a tensor that has its elements there is none.
+    """
     node = value.producer()
+    tensor: ir.TensorProtocol | None = None
     if node is not None and node.op_type == "Constant" and node.domain == "":
         attribute = next(iter(node.attributes.values()), None)
         if attribute is None or attribute.is_ref():
             return None
         if attribute.type == ir.AttributeType.TENSOR:
             # as_tensor() would check each member of the protocol, which for thousands of constants takes long.
-            tensor: ir.TensorProtocol = attribute.value
-            return tensor
-        if attribute.name in ("value_float", "value_floats"):
-            return ir.tensor(np.array(attribute.value, np.float32))
-        if attribute.name in ("value_int", "value_ints"):
-            return ir.tensor(np.array(attribute.value, np.int64))
-        return None
-    if value.is_initializer() and not value.is_graph_input():
-        return value.const_value
-    return None
+            tensor = attribute.value
+        elif attribute.name in ("value_float", "value_floats"):
+            tensor = ir.tensor(np.array(attribute.value, np.float32))
+        elif attribute.name in ("value_int", "value_ints"):
+            tensor = ir.tensor(np.array(attribute.value, np.int64))
+    elif value.is_initializer() and not value.is_graph_input():
+        tensor = value.const_value
+    return None if isinstance(tensor, ir.ExternalTensor) else tensor
 
 
 class Functions:
@@ -137,7 +139,7 @@ def _skeleton(graph: ir.Graph, functions: Functions, opset_imports: Mapping[str,
         protos.write_value(value, proto.input.add())
     for value in graph.initializers.values():
         tensor = constant_tensor(value)
-        if tensor is not None and not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= _LARGEST_TENSOR_KEPT:
+        if tensor is not None and tensor.nbytes <= _LARGEST_TENSOR_KEPT:
             proto.initializer.append(ir.serde.serialize_tensor(tensor))
             proto.initializer[-1].name = value.name or ""
         elif not value.is_graph_input():

@@ -332,7 +332,7 @@ class Writer:
     def constant_ints(self, value: ir.Value, name: str) -> list[int]:
         """Return the elements of an int64 vector that must be a constant in this opset."""
         tensor = constant_tensor(value)
-        if tensor is None or isinstance(tensor, ir.ExternalTensor):
+        if tensor is None:
             self.refuse_opset(RUN_TIME_AXES_OPSET, f"{name} is computed at run time, which can be written")
         return [int(element) for element in tensor.numpy().reshape(-1)]
 

@@ -143,7 +143,7 @@ class Rebuilder:
 
 def is_rstd(node: ir.Node) -> bool:
     """Return whether the node may be the reciprocal root of a body."""
-    return producer(node.outputs[0], {"Reciprocal"}) is node and producer(node.inputs[0], {"Sqrt"}) is not None
+    return node.op_type == "Reciprocal" and node.domain == "" and producer(node.inputs[0], {"Sqrt"}) is not None
 
 
 def _parts(rstd: ir.Node) -> Iterator[_Parts]:

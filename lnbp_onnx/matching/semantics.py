@@ -71,6 +71,13 @@ class Call:
             raise NotExpressibleError
         return values
 
+    def integer(self, index: int) -> int:
+        """Return the value of an operand that has to be one known integer."""
+        values = self.integers(index)
+        if len(values) != 1:
+            raise NotExpressibleError
+        return values[0]
+
     def has(self, index: int) -> bool:
         """Return whether the node has an operand."""
         return index < len(self.node.inputs) and self.node.inputs[index] is not None
@@ -170,10 +177,7 @@ def _pow(call: Call) -> Known:
     _require_real_data(call)
     exponent = call.arguments[1]
     if isinstance(exponent, Lengths):
-        numbers = call.integers(1)
-        if len(numbers) != 1:
-            raise NotExpressibleError
-        value: Rational | None = numbers[0]
+        value: Rational | None = call.integer(1)
         axes: tuple[Axis, ...] = () if exponent.is_scalar else ((),)
     else:
         value, axes = constant_value(call.tensor(1).element), call.tensor(1).axes
@@ -330,8 +334,10 @@ def _gather(call: Call) -> Known:
 def _slice(call: Call) -> Known:
     if call.node.attributes or (call.has(3) and call.integers(3) != [0]):
         raise NotExpressibleError
-    step = call.integers(4)[0] if call.has(4) else 1
-    return Lengths(call.lengths(0)[call.integers(1)[0] : call.integers(2)[0] : step])
+    step = call.integer(4) if call.has(4) else 1
+    if not step:
+        raise NotExpressibleError
+    return Lengths(call.lengths(0)[call.integer(1) : call.integer(2) : step])
 
 
 def _concat(call: Call) -> Known:

@@ -27,6 +27,9 @@ from lnbp_onnx.training_ops import MICROSOFT_DOMAIN, TrainingOp, is_training_op,
 _FEWEST_LOOK_UPS = 2000
 _NODES_FOR_A_LOOK_UP = 10
 
+# In older ones an attribute says whether and where an operand is broadcast.
+_OLDEST_OPSET = 7
+
 
 @dataclass(frozen=True, slots=True)
 class Fused:
@@ -180,7 +183,7 @@ class _Fuser:
 
     def _fuse_formulas(self, graph: ir.Graph, place: str) -> None:
         opset = self._scope.opset_imports.get("")
-        if opset is None:
+        if opset is None or opset < _OLDEST_OPSET:
             return
         substitution = Substitution(graph, self._infos, self._owners, opset, self._unique_name)
         numbering = ValueNumbering(graph, substitution.removed)

@@ -57,8 +57,6 @@ class _Matrices:
     def resized(self, dy_shape: object, x_shape: object) -> list[int]:
         """Return the axes that may change, the last one first."""
         scales = None if self._scales is None else constant_tensor(self._scales)
-        if isinstance(scales, ir.ExternalTensor):
-            scales = None
         factors = None if scales is None else scales.numpy().reshape(-1)
 
         def stays(place: int, axis: int) -> bool:

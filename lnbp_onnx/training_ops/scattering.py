@@ -65,7 +65,7 @@ def _are_distinct(w: TrainingOp, indices: ir.Value) -> bool:
     if shape is not None and all(dim == 1 for dim in shape[:-1]):
         return True
     tensor = constant_tensor(indices)
-    if tensor is None or isinstance(tensor, ir.ExternalTensor):
+    if tensor is None:
         return False
     tuples = tensor.numpy()
     tuples = tuples.reshape(-1, tuples.shape[-1])
@@ -83,4 +83,4 @@ def _is_zero(value: ir.Value) -> bool:
             break
         value = source
     tensor = constant_tensor(value)
-    return tensor is not None and not isinstance(tensor, ir.ExternalTensor) and not np.any(tensor.numpy())
+    return tensor is not None and not np.any(tensor.numpy())
