@@ -363,9 +363,10 @@ def as_ir(model: onnx.ModelProto, _: Path) -> ir.Model:
     return ir.from_proto(model)
 
 
-def as_path(model: onnx.ModelProto, folder: Path) -> Path:
-    onnx.save(model, folder / "model.onnx")
-    return folder / "model.onnx"
+def as_path(model: onnx.ModelProto, folder: Path, suffix: str = ".onnx") -> Path:
+    path = folder / f"model{suffix}"
+    onnx.save(model, path)
+    return path
 
 
 FORMS: dict[str, Callable[[onnx.ModelProto, Path], Any]] = {
@@ -373,6 +374,7 @@ FORMS: dict[str, Callable[[onnx.ModelProto, Path], Any]] = {
     "ir": as_ir,
     "path": as_path,
     "str": lambda model, folder: str(as_path(model, folder)),
+    "text": lambda model, folder: as_path(model, folder, ".textproto"),
     "bytes": lambda model, _: model.SerializeToString(),
 }
 
@@ -386,7 +388,7 @@ def test_every_form_of_a_model(form: str, kernel: Kernel, tmp_path: Path) -> Non
         model = ir.to_proto(model)
     if isinstance(model, onnx.ModelProto):
         assert model.SerializeToString(deterministic=True) == CASE.model().SerializeToString(deterministic=True)
-    assert {path.name for path in tmp_path.iterdir()} <= {"model.onnx"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"model.onnx", "model.textproto"}
 
 
 def with_external_gamma(folder: Path) -> tuple[Path, Outputs]:

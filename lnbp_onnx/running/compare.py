@@ -131,7 +131,7 @@ def compare(
 
     Raises:
         InvalidModelError: Where a model cannot be read or run, or the two do not have the same inputs and outputs.
-        ValueError: Where `runs` is less than 1, `seed` negative, or a tolerance negative or not finite.
+        ValueError: Where `runs` is less than 1, `seed` or a length negative, or a tolerance negative or not finite.
 
     Example:
         >>> import onnx, lnbp_onnx
@@ -150,6 +150,9 @@ def compare(
     for name, tolerance in (("rtol", rtol), ("atol", atol)):
         if not 0 <= tolerance < math.inf:
             raise ValueError(f"{name} is {tolerance}; it must be finite and not negative.")
+    for name, shape in (input_shapes or {}).items():
+        if any(length < 0 for length in shape):
+            raise ValueError(f"input_shapes[{name!r}] is {list(shape)}; its lengths must be at least 0.")
     protos = [_proto(model) for model in (model_a, model_b)]
     _check_same_interface(*protos)
     runners = [_runner(model, proto) for model, proto in zip((model_a, model_b), protos, strict=True)]

@@ -17,7 +17,7 @@ import onnxruntime
 from onnx import ModelProto
 
 from lnbp_onnx.errors import InvalidModelError, KernelError, LnbpError
-from lnbp_onnx.files.model_io import STANDARD_STREAM, can_be_read_again, data_warnings, runnable
+from lnbp_onnx.files.model_io import STANDARD_STREAM, can_be_read_again, data_warnings, is_protobuf, runnable
 from lnbp_onnx.files.model_like import ModelLike, read_model
 from lnbp_onnx.graphs.edit import apply_in_place
 from lnbp_onnx.graphs.specialise import specialised_operators
@@ -153,7 +153,7 @@ def _registered(
 @contextlib.contextmanager
 def _loadable(model: ModelLike, prepare: _Preparation | None) -> Iterator[str | bytes]:
     """Give the model, prepared, as a path or as bytes; a path may be that of a file which is there only for now."""
-    if prepare is None and isinstance(model, str | Path):
+    if prepare is None and isinstance(model, str | Path) and is_protobuf(Path(model)):
         yield str(model)
     elif prepare is None and isinstance(model, bytes):
         yield model
