@@ -222,7 +222,7 @@ def cpp(session: nox.Session) -> None:
     options = [f"-DCMAKE_PREFIX_PATH={installed}", f"-DONNXRUNTIME_ROOT={runtime}", "-DCMAKE_CXX_FLAGS=-Wall -Wextra"]
     session.run("cmake", "-S", "examples/cpp", "-B", str(example), "-G", "Ninja", *options)
     session.run("cmake", "--build", str(example))
-    session.run("pytest", "-q", "tests/test_cpp_example.py", env={"LNBP_CPP_EXAMPLE": str(example / "run_model")})
+    session.run("pytest", "-q", "tests/test_run_model.py", env={"LNBP_RUN_MODEL": str(example / "run_model")})
     if shutil.which("pkg-config"):
         path = {"PKG_CONFIG_PATH": str(next(installed.rglob("pkgconfig")))}
         asked = ["pkg-config", "--variable=library", "lnbp_onnx_ops"]
@@ -279,7 +279,7 @@ def support(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv", requires=["build"])
 def examples(session: nox.Session) -> None:
-    """The examples with all that they use: torch, OpenVINO, MPI, matplotlib, ONNX Runtime Web in node and Chromium."""
+    """The examples with all that they use, except IREE: torch, other runtimes, MPI, matplotlib, node and Chromium."""
     session.install("torch==2.13.0", _built(session, "dev,examples,torch"))
     folder = Path(session.create_tmp()).resolve()
     if shutil.which("node") and shutil.which("npm"):
