@@ -38,6 +38,7 @@ nox.options.sessions = [
 nox.options.error_on_external_run = True
 
 SPHINX = ["sphinx==9.0.4", "myst-parser==5.2.0", "furo==2025.12.19"]
+NOTEBOOKS = ["jupytext==1.19.6", "nbclient==0.11.0", "ipykernel==7.4.0"]
 LINTERS = ["ruff==0.17.6", "import-linter==2.17", "clang-format==20.1.8"]
 MYPY = "mypy==2.4.1"
 CLANG_TIDY = "clang-tidy==20.1.0"
@@ -90,8 +91,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session(requires=["build"])
 def docs(session: nox.Session) -> None:
-    """The documentation as a site in ``build/site``; a link that leads nowhere is an error."""
-    session.install(*SPHINX, _built(session))
+    """The documentation as a site in ``build/site``, where a link to nowhere is an error; the notebook runs."""
+    session.install(*SPHINX, *NOTEBOOKS, _built(session))
+    session.run("python", "docs/notebook.py", "--check")
     session.run("sphinx-build", "-W", "--keep-going", "-q", "-c", "docs", ".", "build/site")
 
 
