@@ -34,7 +34,7 @@ from lnbp_onnx.cli.terminal import (
     standard_streams,
     warn,
 )
-from lnbp_onnx.errors import LnbpError
+from lnbp_onnx.errors import LnbpError, on_command_line
 from lnbp_onnx.files.model_io import (
     DEFAULT_SIZE_THRESHOLD,
     STANDARD_STREAM,
@@ -390,12 +390,11 @@ def gradient(
 
 @contextlib.contextmanager
 def _usage_errors() -> Iterator[None]:
-    """Turn what functions say of their arguments, whose names come first, into words on options."""
+    """Make what functions say of their arguments errors of usage."""
     try:
         yield
     except ValueError as error:
-        name, _, rest = str(error).partition(" ")
-        raise UsageError(f"--{name.replace('_', '-')} {rest}") from error
+        raise UsageError(str(error)) from error
 
 
 @_command(
@@ -580,7 +579,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code; whatever goes wrong is a sentence on standard error."""
     # What onnx_ir has to say of a model, the errors say in words of the user's.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), on_command_line():
         warnings.showwarning = lambda message, *_, **__: warn(str(message))
         try:
             given = _with_check_count(arguments) or ["--help"]
