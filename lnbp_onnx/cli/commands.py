@@ -568,7 +568,10 @@ def inspect(
     printer.data({"nodes": operators, "warnings": doubts})
     for doubt in doubts:
         warn(doubt)
-    printer.show(report.operators_table(operators))
+    if operators:
+        printer.show(report.operators_table(operators))
+    else:
+        printer.say(f"{spec.OP_TYPE} nodes: none. lnbp-onnx fuse looks for their arithmetic in standard operators.")
     if html is not None:
         printer.say(f"Wrote {html}.")
 
@@ -741,7 +744,8 @@ def _rewrite(
         else:
             printer.say(f"Near misses: {len(data['missed'])}; -v says what stopped them.")
     if modified:
-        printer.show(report.change_table(before, after, data.get("check"), everything=printer.verbose))
+        in_functions = any(function.node for function in model.functions)
+        printer.show(report.change_table(before, after, data.get("check"), in_functions, everything=printer.verbose))
     if request.check:
         printer.show(report.comparison_table(data["check"]))
         printer.say(report.verdict_sentence(data["check"], request.atol))

@@ -237,7 +237,11 @@ def _listed(types: Mapping[str, str]) -> str:
 
 
 def change_table(
-    before: Mapping[str, Any], after: Mapping[str, Any], check: Mapping[str, Any] | None, everything: bool
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    check: Mapping[str, Any] | None,
+    in_functions: bool,
+    everything: bool,
 ) -> Table:
     """Return the table of what changed: operator counts, file size, and the time of a run where there was one.
 
@@ -245,9 +249,10 @@ def change_table(
         before: The model as it was.
         after: The model as it became.
         check: The comparison of the two, if there was one.
+        in_functions: Whether some of the operators are in functions, as those of the one that embed writes.
         everything: Whether to list also the operators whose count is the same.
     """
-    table = Table(title="Before and after", title_justify="left")
+    table = Table(title=f"Before and after{', functions included' if in_functions else ''}", title_justify="left")
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
