@@ -263,8 +263,10 @@ def test_what_a_newcomer_would_ask(tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
     run = command("inspect", tmp_path / "m.onnx")
     assert run.stdout.startswith("LayerNormBackprop nodes: none. lnbp-onnx fuse looks for")
-    assert "Before and after, functions included" in command("embed", ENCODER, tmp_path / "e.onnx").stdout
-    assert "functions included" not in command("decompose", ENCODER, tmp_path / "d.onnx").stdout
+    embedded = command("embed", ENCODER, tmp_path / "e.onnx").stdout
+    body = onnx.load(tmp_path / "e.onnx").functions[0].node
+    assert re.search(rf"│ in functions +│ +0 │ +{len(body)} │", embedded)
+    assert "in functions" not in command("decompose", ENCODER, tmp_path / "d.onnx").stdout
 
 
 def test_info() -> None:

@@ -690,11 +690,11 @@ def _rewrite(
         doubts = data_warnings(model, job.source)
         untouched = None if request.html is None else copy.deepcopy(model)
         original = None if can_be_read_again(job.source) or not request.check else copy.deepcopy(model)
-        before: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": _bytes_of(job.source, model)}
+        before = report.counts(model) | {"bytes": _bytes_of(job.source, model)}
         rewritten = edit.apply_in_place(passes.InTurn(*rewritings), model)
         assert isinstance(rewritten, passes.InTurnResult)
         modified = rewritten.modified
-        after: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": None}
+        after = report.counts(model)
         doubts += report.training_ops_warnings(model)
     data: dict[str, Any] = {"input": str(job.source), "warnings": doubts, "before": before, "after": after}
     for result in rewritten.results:
@@ -744,8 +744,7 @@ def _rewrite(
         else:
             printer.say(f"Near misses: {len(data['missed'])}; -v says what stopped them.")
     if modified:
-        in_functions = any(function.node for function in model.functions)
-        printer.show(report.change_table(before, after, data.get("check"), in_functions, everything=printer.verbose))
+        printer.show(report.change_table(before, after, data.get("check"), everything=printer.verbose))
     if request.check:
         printer.show(report.comparison_table(data["check"]))
         printer.say(report.verdict_sentence(data["check"], request.atol))
