@@ -38,6 +38,7 @@ nox.options.sessions = [
 nox.options.error_on_external_run = True
 
 SPHINX = ["sphinx==9.0.4", "myst-parser==5.2.0", "furo==2025.12.19"]
+NOTEBOOKS = ["jupytext==1.19.6", "nbclient==0.11.0", "ipykernel==7.4.0"]
 LINTERS = ["ruff==0.17.6", "import-linter==2.17", "clang-format==20.1.8"]
 MYPY = "mypy==2.4.1"
 CLANG_TIDY = "clang-tidy==20.1.0"
@@ -90,8 +91,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session(requires=["build"])
 def docs(session: nox.Session) -> None:
-    """The documentation as a site in ``build/site``; a link that leads nowhere is an error."""
-    session.install(*SPHINX, _built(session))
+    """The documentation as a site in ``build/site``, where a link to nowhere is an error; the notebook runs."""
+    session.install(*SPHINX, *NOTEBOOKS, _built(session))
+    session.run("python", "docs/notebook.py", "--check")
     session.run("sphinx-build", "-W", "--keep-going", "-q", "-c", "docs", ".", "build/site")
 
 
@@ -222,7 +224,7 @@ def cpp(session: nox.Session) -> None:
     options = [f"-DCMAKE_PREFIX_PATH={installed}", f"-DONNXRUNTIME_ROOT={runtime}", "-DCMAKE_CXX_FLAGS=-Wall -Wextra"]
     session.run("cmake", "-S", "examples/cpp", "-B", str(example), "-G", "Ninja", *options)
     session.run("cmake", "--build", str(example))
-    session.run("pytest", "-q", "tests/test_cpp_example.py", env={"LNBP_CPP_EXAMPLE": str(example / "run_model")})
+    session.run("pytest", "-q", "tests/test_run_model.py", env={"LNBP_RUN_MODEL": str(example / "run_model")})
     if shutil.which("pkg-config"):
         path = {"PKG_CONFIG_PATH": str(next(installed.rglob("pkgconfig")))}
         asked = ["pkg-config", "--variable=library", "lnbp_onnx_ops"]
@@ -279,7 +281,7 @@ def support(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv", requires=["build"])
 def examples(session: nox.Session) -> None:
-    """The examples with all that they use: torch, OpenVINO, MPI, matplotlib, ONNX Runtime Web in node and Chromium."""
+    """The examples with all that they use, except IREE: torch, other runtimes, MPI, matplotlib, node and Chromium."""
     session.install("torch==2.13.0", _built(session, "dev,examples,torch"))
     folder = Path(session.create_tmp()).resolve()
     if shutil.which("node") and shutil.which("npm"):

@@ -23,7 +23,8 @@ import program
 from gpt.adamw import AdamW
 from gpt.arguments import training_parser
 from gpt.text import batches
-from gpt.training import Run, Tensors, context_of, defaults, joint_model, run_of, session_options
+from gpt.training import context_of, defaults, joint_model, run_of, session_options
+from runtimes import Run, Tensors
 
 INSTALL = "pip install mpi4py mpich"
 

@@ -11,99 +11,28 @@ losses of all must agree. A runtime that is not installed is skipped:
 npm makes a folder node_modules where it runs; node looks for one beside this file, above it, and in NODE_PATH.
 """
 
-import base64
-import json
-import shutil
-import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnxruntime
 
 import lnbp_onnx
 import program
+import runtimes
 from gpt.arguments import training_parser
 from gpt.text import batches
-from gpt.training import (
-    Run,
-    Tensors,
-    context_of,
-    defaults,
-    joint_model,
-    run_of,
-    session_options,
-    train,
-    training_step,
-)
+from gpt.training import context_of, defaults, joint_model, train, training_step
 from program import NotInstalledError
+from runtimes import Tensors
 
-SERVER = Path(__file__).with_suffix(".mjs")
 TOLERANCE = 1e-4  # of a loss, in nats
 
 
-@contextmanager
-def in_onnxruntime(path: Path) -> Iterator[tuple[str, Run]]:
-    session = onnxruntime.InferenceSession(path, session_options(), providers=["CPUExecutionProvider"])
-    yield onnxruntime.__version__, run_of(session)
-
-
-@contextmanager
-def in_openvino(path: Path) -> Iterator[tuple[str, Run]]:
-    try:
-        import openvino
-    except ImportError as error:
-        raise NotInstalledError("pip install openvino") from error
-
-    # By default it computes in bfloat16 where the processor can.
-    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-    def run(feeds: Tensors) -> Tensors:
-        return {output.any_name: value for output, value in model(feeds).items()}
-
-    yield openvino.__version__.split("-")[0], run
-
-
-@contextmanager
-def in_onnxruntime_web(path: Path) -> Iterator[tuple[str, Run]]:
-    node = shutil.which("node")
-    if node is None:
-        raise NotInstalledError("node is missing")
-    ask = [node, "-p", "require('onnxruntime-web').env.versions.web"]
-    version = subprocess.run(ask, cwd=SERVER.parent, capture_output=True, text=True, check=False)
-    if version.returncode != 0:
-        raise NotInstalledError("npm install --no-save --no-package-lock onnxruntime-web")
-
-    with subprocess.Popen([node, SERVER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-
-        def run(feeds: Tensors) -> Tensors:
-            print(json.dumps({name: encode(value) for name, value in feeds.items()}), file=server.stdin, flush=True)
-            return {name: decode(value) for name, value in json.loads(server.stdout.readline()).items()}
-
-        yield version.stdout.strip(), run
-
-
-def encode(array: np.ndarray) -> dict[str, object]:
-    data = base64.b64encode(array.tobytes()).decode()
-    return {"type": array.dtype.name, "dims": array.shape, "data": data}
-
-
-def decode(tensor: dict[str, object]) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(tensor["data"]), tensor["type"]).reshape(tensor["dims"])
-
-
-RUNTIMES: dict[str, Callable[[Path], AbstractContextManager[tuple[str, Run]]]] = {
-    "onnxruntime": in_onnxruntime,
-    "openvino": in_openvino,
-    "onnxruntime-web": in_onnxruntime_web,
-}
+RUNTIMES = {name: runtimes.RUNTIMES[name] for name in ("onnxruntime", "openvino", "onnxruntime-web")}
 
 
 def decomposed(joint: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, Tensors]:

@@ -27,8 +27,9 @@ from onnx.utils import Extractor
 import program
 from gpt.arguments import training_parser
 from gpt.text import batches
-from gpt.training import Tensors, context_of, defaults, joint_model
+from gpt.training import context_of, defaults, joint_model
 from program import NotInstalledError
+from runtimes import Tensors
 from train_in_any_runtime import decomposed, without_defaults
 
 PAGE = Path(__file__).parent / "browser"

@@ -14,6 +14,7 @@ from typing import Any, overload
 import onnx_ir as ir
 from onnx import ModelProto
 
+from lnbp_onnx.errors import argument
 from lnbp_onnx.files.model_io import STANDARD_STREAM, save_model
 from lnbp_onnx.files.model_like import read_model, read_whole_model
 from lnbp_onnx.files.parameters import put_values
@@ -240,16 +241,21 @@ def differentiation(
     if of is None:
         given = [name for name, value in (("wrt", wrt), ("loss", loss), ("label", label)) if value is not None]
         if given:
-            raise ValueError(f"{given[0]} is given without of; the gradients that a model has are taken as they are.")
+            raise ValueError(
+                f"{argument(given[0])} is given without {argument('of')}; the gradients that a model has are taken as "
+                "they are."
+            )
         return []
     if loss is None:
         if label is not None:
-            raise ValueError("label is given without loss, which would compare it.")
+            raise ValueError(f"{argument('label')} is given without {argument('loss')}, which would compare it.")
         return [GradientPass(of=of, wrt=wrt, seed=seed, patterns=patterns)]
     if loss not in list(LossName):
-        raise ValueError(f"loss is {loss!r}; it must be one of {', '.join(map(repr, map(str, LossName)))}.")
+        raise ValueError(
+            f"{argument('loss')} is {loss!r}; it must be one of {', '.join(map(repr, map(str, LossName)))}."
+        )
     if label is None:
-        raise ValueError("label is missing; a loss needs the name of the input that it compares with.")
+        raise ValueError(f"{argument('label')} is missing; a loss needs the name of the input that it compares with.")
     return [
         LossPass(LossName(loss), of=of, label=label, class_axis=class_axis),
         GradientPass(of=LOSS, wrt=wrt, seed=seed, patterns=patterns),

@@ -258,6 +258,17 @@ def test_inspect_on_a_real_graph() -> None:
     assert "LayerNormBackprop nodes: 5" in command("inspect", ENCODER).stdout
 
 
+def test_what_a_newcomer_would_ask(tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["": 17]> g (float[n] x) => (float[n] y) { y = Relu(x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    run = command("inspect", tmp_path / "m.onnx")
+    assert run.stdout.startswith("LayerNormBackprop nodes: none. lnbp-onnx fuse looks for")
+    embedded = command("embed", ENCODER, tmp_path / "e.onnx").stdout
+    body = onnx.load(tmp_path / "e.onnx").functions[0].node
+    assert re.search(rf"│ in functions +│ +0 │ +{len(body)} │", embedded)
+    assert "in functions" not in command("decompose", ENCODER, tmp_path / "d.onnx").stdout
+
+
 def test_info() -> None:
     found = json.loads(command("info", "--json").stdout)
     assert found["versions"]["onnx"] == onnx.__version__

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import program
-import train_in_any_runtime
 from program import NotInstalledError
+from runtimes import RUNTIMES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PROGRAMS = sorted(path for path in EXAMPLES.glob("*.py") if '"__main__"' in path.read_text(encoding="utf-8"))
@@ -133,16 +133,22 @@ def test_a_file_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "Error: loss.png: No space left on device.\n"
 
 
-@pytest.mark.parametrize(("runtime", "message"), [("openvino", "pip install openvino"), ("onnxruntime-web", "node is")])
+@pytest.mark.parametrize(
+    ("runtime", "module", "message"),
+    [
+        ("openvino", "openvino", "pip install openvino"),
+        ("opencv", "cv2", "pip install opencv-python-headless"),
+        ("tract", "tract", "pip install tract"),
+        ("iree", "iree", "pip install iree-base-compiler iree-base-runtime"),
+        ("onnxruntime-web", "", "node is"),
+    ],
+)
 def test_a_missing_runtime_is_named(
-    runtime: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    runtime: str, module: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with (
-        pytest.raises(NotInstalledError, match=message),
-        train_in_any_runtime.RUNTIMES[runtime](tmp_path),
-    ):
+    with pytest.raises(NotInstalledError, match=message), RUNTIMES[runtime](tmp_path):
         pass
 
 

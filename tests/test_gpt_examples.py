@@ -20,8 +20,9 @@ import lnbp_onnx
 import train_in_any_runtime
 from gpt.sizes import sizes_of
 from gpt.text import Batch, batches
-from gpt.training import JOINT_MODEL, Tensors, context_of, defaults, run_of, session_options, train, training_step
+from gpt.training import JOINT_MODEL, context_of, defaults, run_of, session_options, train, training_step
 from program import NotInstalledError
+from runtimes import Tensors
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ROWS = 8

@@ -171,8 +171,8 @@ def test_command(tmp_path: Path) -> None:
     onnx.checker.check_model(written)
     assert command("gradient", "m.onnx", "x.onnx", "--of", "loss", "-q", cwd=tmp_path).returncode == 0
     for arguments, part in (
-        (["--of", "loss", "--wrt", "z*"], "'z*' matches no input"),
-        (["--of", "x2"], "seed='x2.seed'"),
+        (["--of", "loss", "--wrt", "z*"], "--wrt: 'z*' matches no input"),
+        (["--of", "x2"], "--seed x2.seed"),
         (["x.onnx", "--of", "loss"], "--force"),
     ):
         refused = command("gradient", "m.onnx", *arguments, "--dry-run", cwd=tmp_path)

@@ -24,7 +24,7 @@ COMMANDS = sorted(PROGRAM.commands)  # type: ignore[attr-defined]
 def test_help_fits_and_names_every_option_whole(name: str, columns: int) -> None:
     text = command(*filter(None, [name]), "--help", columns=columns).stdout
     assert max(map(len, text.splitlines())) <= columns
-    assert "..." not in text.replace("[ARGS]...", "").replace("{IN}...", "")
+    assert "..." not in text.replace("[ARGS]...", "")
     described = PROGRAM.commands[name] if name else PROGRAM  # type: ignore[attr-defined]
     for parameter in described.params:
         for option in filter(lambda option: option.startswith("--"), parameter.opts):
@@ -96,3 +96,11 @@ def test_completion(
         cli.run([])
     found = re.findall(r"--[a-z-]+", capsys.readouterr().out)
     assert {"--save-as-external-data", "--scatter-reductions", "--size-threshold"} == set(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("decompose", " IN [OUT]"), ("gradient", " IN [OUT]"), ("compare", " A B"), ("inspect", " IN"), ("info", "")],
+)
+def test_usage(name: str, arguments: str) -> None:
+    assert command(name, "--help").stdout.startswith(f"Usage: lnbp-onnx {name} [OPTIONS]{arguments}\n")

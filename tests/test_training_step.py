@@ -251,8 +251,8 @@ def test_names_that_are_taken(name: str) -> None:
         (lambda: AdamW(no_weight_decay="bias"), "no_weight_decay is 'bias'"),
         (lambda: SGD(momentum=-0.5), "momentum is -0.5"),
         (lambda: SGD(dampening=math.nan), "dampening is nan"),
-        (lambda: SGD(nesterov=True), "nesterov needs a momentum"),
-        (lambda: SGD(nesterov=True, momentum=0.9, dampening=0.1), "nesterov needs a momentum"),
+        (lambda: SGD(nesterov=True), "nesterov needs momentum above 0"),
+        (lambda: SGD(nesterov=True, momentum=0.9, dampening=0.1), "nesterov needs momentum above 0"),
         (lambda: lnbp_onnx.training_step(b"", optimizer=SGD(), clip_norm=0.0), "clip_norm is 0.0"),
         (lambda: lnbp_onnx.training_step(b"", optimizer=SGD(), accumulation_steps=0), "accumulation_steps is 0"),
         (lambda: lnbp_onnx.training_step(b"", optimizer=SGD(), wrt=["w"]), "wrt is given without of"),
@@ -280,8 +280,8 @@ def test_command(tmp_path: Path) -> None:
         (["--of", "loss", "--momentum", "0.9"], "--momentum is no setting of adamw"),
         (["--of", "loss", "--lr", "-1"], "--lr is -1.0"),
         (["--of", "loss", "--clip-norm", "0"], "--clip-norm is 0.0"),
-        (["--wrt", "w"], "--wrt is given without of"),
-        ([], "no initializer NAME"),
+        (["--wrt", "w"], "--wrt is given without --of"),
+        ([], "no initializer NAME is there an output NAME.grad (give --of, "),
     ):
         refused = command("train-step", "m.onnx", *arguments, cwd=tmp_path)
         assert refused.returncode == 2

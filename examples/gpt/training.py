@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step of a GPT, and the loop, which knows nothing of what runs it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
 from onnx import ModelProto, numpy_helper
@@ -12,12 +11,9 @@ from onnx import ModelProto, numpy_helper
 import lnbp_onnx
 from gpt import adamw
 from gpt.sizes import sizes_of
+from runtimes import Run, Tensors
 
 JOINT_MODEL = Path(__file__).parent / "joint.onnx"
-
-Tensors = dict[str, np.ndarray]
-# From a batch, and what else the model has inputs for, to its outputs, each by its name in the model.
-Run = Callable[[Tensors], Tensors]
 
 
 def joint_model(path: Path) -> ModelProto:

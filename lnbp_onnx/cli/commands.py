@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from onnx import ModelProto
+from typer.core import TyperArgument, TyperCommand
 
 from lnbp_onnx import api, passes, spec
 from lnbp_onnx.cli import EXIT_INTERRUPTED, report
@@ -34,7 +35,7 @@ from lnbp_onnx.cli.terminal import (
     standard_streams,
     warn,
 )
-from lnbp_onnx.errors import LnbpError
+from lnbp_onnx.errors import LnbpError, on_command_line
 from lnbp_onnx.files.model_io import (
     DEFAULT_SIZE_THRESHOLD,
     STANDARD_STREAM,
@@ -67,6 +68,28 @@ app = typer.Typer(
 )
 
 
+class _Command(TyperCommand):
+    """A command whose help calls its arguments as its words do: IN and OUT, without types."""
+
+    def collect_usage_pieces(self, _: Any) -> list[str]:
+        """Return what follows the command's name in its usage."""
+        arguments = [(each.metavar or "", each.required) for each in self._arguments()]
+        return ["[OPTIONS]", *(name if required else f"[{name}]" for name, required in arguments)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the lists of arguments and of options."""
+        arguments = self._arguments()
+        options = [each.get_help_record(ctx) for each in self.get_params(ctx) if each not in arguments]
+        described = [(each.metavar or "", each.help or "") for each in arguments]
+        for title, rows in (("Arguments", described), ("Options", options)):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def _arguments(self) -> list[TyperArgument]:
+        return [each for each in self.params if isinstance(each, TyperArgument)]
+
+
 def _examples(*arguments: str) -> str:
     """Return the end of a help: calls that can be copied."""
     lines = [f"  lnbp-onnx {each}" for each in arguments]
@@ -78,7 +101,7 @@ def _command(name: str, *examples: str) -> Callable[[Callable[..., None]], Calla
     """Add a function as a command, whose docstring is its help and stands whole in the list of the commands."""
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
-        app.command(name, short_help=function.__doc__, epilog=_examples(*examples))(function)
+        app.command(name, cls=_Command, short_help=function.__doc__, epilog=_examples(*examples))(function)
         return function
 
     return add
@@ -106,16 +129,14 @@ def _options(
 
 
 Input = Annotated[Path, typer.Argument(metavar="IN", help="The model to read; - is standard input.", parser=path_of)]
-Models = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="IN",
-        help="The model to read, and OUT, where to write it: by default a name after IN's, beside it. - is standard "
-        "input, and standard output. With --output-dir any number of models to read.",
-        parser=path_of,
-        show_default=False,
-    ),
-]
+
+
+def _target(suffix: str, more: str = "") -> Any:
+    """Return the argument OUT of a command whose results are called after IN, with a suffix."""
+    help_text = f"Where to write it, by default IN.{suffix}.onnx beside IN; - is standard output.{more}"
+    return typer.Argument(metavar="OUT", help=help_text, parser=path_of)
+
+
 Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT", help="The same as OUT.", parser=path_of)]
 OutputDir = Annotated[
     Path | None,
@@ -223,7 +244,10 @@ def _add_rewriting(
     """Add a command that applies passes: all take the same options, but for the two of decompose."""
 
     def command(
-        models: Models,
+        model: Input,
+        others: Annotated[
+            list[Path] | None, _target(suffix, " With --output-dir any number of further models to read.")
+        ] = None,
         output: Output = None,
         output_dir: OutputDir = None,
         in_place: InPlace = False,
@@ -250,6 +274,7 @@ def _add_rewriting(
                 if value is not None:
                     raise UsageError(f"{option} is for a comparison; add --check.")
         rtol, atol = _tolerances(rtol, atol)
+        models = [model, *(others or ())]
         request = _Request(
             check=check,
             rtol=rtol,
@@ -322,15 +347,8 @@ _add_rewriting(
 )
 
 
-def _models(suffix: str) -> Any:
-    """Return the argument of a command that takes one model and may be given where to write."""
-    return typer.Argument(
-        metavar="IN",
-        help=f"The model to read, and OUT, where to write it: by default IN.{suffix}.onnx, beside it. - is standard "
-        "input, and standard output.",
-        parser=path_of,
-        show_default=False,
-    )
+def _given(model: Path, target: Path | None) -> list[Path]:
+    return [model] if target is None else [model, target]
 
 
 Wrt = Annotated[
@@ -357,7 +375,7 @@ ClassAxis = Annotated[
 
 @_command("gradient", "gradient model.onnx --of loss", "gradient model.onnx --of loss --wrt '*.weight'")
 def gradient(
-    models: Annotated[list[Path], _models("gradient")],
+    model: Input,
     of: Annotated[str, typer.Option("--of", metavar="NAME", help="The value to differentiate.")],
     wrt: Wrt = None,
     seed: Annotated[
@@ -367,6 +385,7 @@ def gradient(
     loss: Loss = None,
     label: Label = None,
     class_axis: ClassAxis = 1,
+    target: Annotated[Path | None, _target("gradient")] = None,
     output: Output = None,
     in_place: InPlace = False,
     force: Force = False,
@@ -382,7 +401,7 @@ def gradient(
             of, wrt=wrt, seed=seed, loss=loss, label=label, class_axis=class_axis, patterns=True
         )
     size_threshold = _size_threshold(save_as_external_data, size_threshold)
-    (job,) = jobs(models, output, None, in_place=in_place, force=force, suffix="gradient")
+    (job,) = jobs(_given(model, target), output, None, in_place=in_place, force=force, suffix="gradient")
     printer = Printer(as_json, quiet, to_stderr=_is_to_stdout([job], size_threshold))
     request = _Request(0, RTOL, ATOL, {}, size_threshold, dry_run, several=False)
     printer.data(_rewrite(job, request, rewritings, "", printer))
@@ -390,12 +409,11 @@ def gradient(
 
 @contextlib.contextmanager
 def _usage_errors() -> Iterator[None]:
-    """Turn what functions say of their arguments, whose names come first, into words on options."""
+    """Make what functions say of their arguments errors of usage."""
     try:
         yield
     except ValueError as error:
-        name, _, rest = str(error).partition(" ")
-        raise UsageError(f"--{name.replace('_', '-')} {rest}") from error
+        raise UsageError(str(error)) from error
 
 
 @_command(
@@ -404,7 +422,8 @@ def _usage_errors() -> Iterator[None]:
     "train-step m.onnx --of y --loss mse --label t",
 )
 def train_step(
-    models: Annotated[list[Path], _models("training")],
+    model: Input,
+    target: Annotated[Path | None, _target("training")] = None,
     of: Annotated[
         str | None,
         typer.Option(
@@ -486,7 +505,7 @@ def train_step(
             accumulation_steps=accumulation_steps,
         )
     size_threshold = _size_threshold(save_as_external_data, size_threshold)
-    (job,) = jobs(models, output, None, in_place=in_place, force=force, suffix="training")
+    (job,) = jobs(_given(model, target), output, None, in_place=in_place, force=force, suffix="training")
     printer = Printer(as_json, quiet, to_stderr=_is_to_stdout([job], size_threshold))
     request = _Request(0, RTOL, ATOL, {}, size_threshold, dry_run, several=False)
     printer.data(_rewrite(job, request, [*rewritings, step], "", printer))
@@ -549,7 +568,10 @@ def inspect(
     printer.data({"nodes": operators, "warnings": doubts})
     for doubt in doubts:
         warn(doubt)
-    printer.show(report.operators_table(operators))
+    if operators:
+        printer.show(report.operators_table(operators))
+    else:
+        printer.say(f"{spec.OP_TYPE} nodes: none. lnbp-onnx fuse looks for their arithmetic in standard operators.")
     if html is not None:
         printer.say(f"Wrote {html}.")
 
@@ -580,7 +602,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code; whatever goes wrong is a sentence on standard error."""
     # What onnx_ir has to say of a model, the errors say in words of the user's.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), on_command_line():
         warnings.showwarning = lambda message, *_, **__: warn(str(message))
         try:
             given = _with_check_count(arguments) or ["--help"]
@@ -668,11 +690,11 @@ def _rewrite(
         doubts = data_warnings(model, job.source)
         untouched = None if request.html is None else copy.deepcopy(model)
         original = None if can_be_read_again(job.source) or not request.check else copy.deepcopy(model)
-        before: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": _bytes_of(job.source, model)}
+        before = report.counts(model) | {"bytes": _bytes_of(job.source, model)}
         rewritten = edit.apply_in_place(passes.InTurn(*rewritings), model)
         assert isinstance(rewritten, passes.InTurnResult)
         modified = rewritten.modified
-        after: dict[str, Any] = {"operators": report.operator_counts(model), "bytes": None}
+        after = report.counts(model)
         doubts += report.training_ops_warnings(model)
     data: dict[str, Any] = {"input": str(job.source), "warnings": doubts, "before": before, "after": after}
     for result in rewritten.results:

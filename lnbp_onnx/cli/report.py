@@ -19,7 +19,7 @@ from lnbp_onnx.cli.terminal import printable
 from lnbp_onnx.errors import KernelError
 from lnbp_onnx.graphs.edit import blamed_on_model
 from lnbp_onnx.graphs.operators import Operator
-from lnbp_onnx.graphs.protos import model_nodes
+from lnbp_onnx.graphs.protos import graph_nodes, model_nodes
 from lnbp_onnx.graphs.specialise import specialised_operators
 from lnbp_onnx.node import BackpropNode
 from lnbp_onnx.passes import (
@@ -183,6 +183,12 @@ def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def counts(model: onnx.ModelProto) -> dict[str, Any]:
+    """Return how many nodes a model has: of each operator, and how many of all are in functions."""
+    in_functions = sum(1 for function in model.functions for _ in graph_nodes(function.node))
+    return {"operators": operator_counts(model), "in_functions": in_functions}
+
+
 def comparison_data(comparison: "Comparison") -> dict[str, Any]:
     """Return a comparison as plain data."""
     return {
@@ -258,6 +264,8 @@ def change_table(
             table.add_row(_cell(name), *map(str, counts))
     table.add_section()
     table.add_row("all nodes", str(sum(counts_before.values())), str(sum(counts_after.values())))
+    if before["in_functions"] or after["in_functions"]:
+        table.add_row("in functions", str(before["in_functions"]), str(after["in_functions"]))
     table.add_row("file size", _size(before["bytes"]), _size(after["bytes"]))
     if check is not None:
         table.add_row("one run", *(f"{seconds * 1e3:.2f} ms" for seconds in check["seconds"]))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from lnbp_onnx.errors import InvalidModelError
+from lnbp_onnx.errors import InvalidModelError, argument, written
 from lnbp_onnx.gradients import EXTRA_OUTPUTS, rule_of
 from lnbp_onnx.gradients.bodies import body
 from lnbp_onnx.gradients.control_flow import Parts, if_gradient, loop_gradient
@@ -131,7 +131,7 @@ class Backward:
             )
             raise InvalidModelError(
                 f"The gradient of {of.name!r} passes operators whose gradients are not covered: {listed} (write them "
-                "in the operators of docs/training.md, or leave what is before them out of wrt)."
+                f"in the operators of docs/training.md, or leave what is before them out of {argument('wrt')})."
             )
         gradients, found = [], self.gradients([(of, seed)], sources)
         own = {output for node in self.nodes for output in node.outputs}
@@ -176,9 +176,10 @@ class Backward:
         shape = self.infos[of].shape
         if shape is None or any(dim != 1 for dim in shape):
             found = "of an unknown shape" if shape is None else f"of shape {list(shape)}"
+            seed = f"{of.name}.seed"
             raise InvalidModelError(
-                f"of: {of.name!r} is {found}; without a seed it must be a scalar (reduce it to one, declare its shape, "
-                f"or give seed={str(of.name) + '.seed'!r})."
+                f"{argument('of')}: {of.name!r} is {found}; without a seed it must be a scalar (reduce it to one, "
+                f"declare its shape, or give {written(f'seed={seed!r}', f'--seed {seed}')})."
             )
         op = self._op_at(of)
         return op.constant(np.ones([1] * len(shape)), op.element_type(of))

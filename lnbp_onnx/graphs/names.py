@@ -60,13 +60,13 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join([*map(repr, names[:_NAMES_SHOWN]), *(["..."] if len(names) > _NAMES_SHOWN else [])]) or "none"
 
 
-def computed_value(graph: ir.Graph, name: str, argument: str) -> ir.Value:
+def computed_value(graph: ir.Graph, name: str, giver: str) -> ir.Value:
     """Return the value of a name that a node of a graph, not of its subgraphs, computes.
 
     Args:
         graph: The graph.
         name: The name.
-        argument: What gave the name, for the refusal.
+        giver: What gave the name, for the refusal.
 
     Raises:
         InvalidModelError: Where there is none.
@@ -74,7 +74,7 @@ def computed_value(graph: ir.Graph, name: str, argument: str) -> ir.Value:
     found = next((output for node in graph for output in node.outputs if name and output.name == name), None)
     if found is None:
         raise InvalidModelError(
-            f"{argument}: no node of the graph computes {name!r} (give the name of one of its values; the model's "
+            f"{giver}: no node of the graph computes {name!r} (give the name of one of its values; the model's "
             f"outputs are {listed([str(output.name) for output in graph.outputs])})."
         )
     return found

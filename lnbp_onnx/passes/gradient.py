@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lnbp_onnx import spec
-from lnbp_onnx.errors import InvalidModelError
+from lnbp_onnx.errors import InvalidModelError, argument
 from lnbp_onnx.gradients.backward import Backward
 from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, infer
@@ -69,12 +69,12 @@ class GradientPass(ir.passes.InPlacePass):
         infos = infer(graph, functions, model.opset_imports)
         unique_name = unique_names(names_in(graph))
         backward = Backward(graph, infos, opset, unique_name)
-        of = computed_value(graph, self._of, "of")
+        of = computed_value(graph, self._of, argument("of"))
         sources = self._sources(graph, infos, backward, of)
         of = backward.with_bodies(of, sources, lambda: infer(graph, functions, model.opset_imports))
         seed = self._seed_input(graph, infos, of) if self._seed is not None else backward.scalar_one(of)
         if self._seed is not None:
-            refusal = f"seed: the model has the name {self._seed!r} already (choose another one)."
+            refusal = f"{argument('seed')}: the model has the name {self._seed!r} already (choose another one)."
             claim(self._seed, unique_name, refusal)
         # First of all: what a caller can replace is no constant for the rules.
         for source in sources:
@@ -99,7 +99,8 @@ class GradientPass(ir.passes.InPlacePass):
             found = backward.sources_of(candidates, of)
             if not found:
                 raise InvalidModelError(
-                    f"of: {self._of!r} depends on no initializer of a floating type (name inputs in wrt)."
+                    f"{argument('of')}: {self._of!r} depends on no initializer of a floating type (name inputs in "
+                    f"{argument('wrt')})."
                 )
             return found
         values = {value.name: value for value in (*initializers.values(), *graph.inputs)}
@@ -108,16 +109,17 @@ class GradientPass(ir.passes.InPlacePass):
         for name in dict.fromkeys(names):
             if name not in values:
                 raise InvalidModelError(
-                    f"wrt: the main graph has neither an input nor an initializer {name!r} (correct the name)."
+                    f"{argument('wrt')}: the main graph has neither an input nor an initializer {name!r} (correct the "
+                    "name)."
                 )
             if infos[values[name]].element_type not in FLOATS:
                 raise InvalidModelError(
-                    f"wrt: {name!r} is not known to be of type float, double, float16 or bfloat16, and only such "
-                    "tensors have gradients."
+                    f"{argument('wrt')}: {name!r} is not known to be of type float, double, float16 or bfloat16, and "
+                    "only such tensors have gradients."
                 )
             sources.append(values[name])
         if not sources:
-            raise InvalidModelError("wrt: it is empty (name inputs or initializers, or leave it out).")
+            raise InvalidModelError(f"{argument('wrt')}: it is empty (name inputs or initializers, or leave it out).")
         return sources
 
     def _matched(
@@ -135,8 +137,8 @@ class GradientPass(ir.passes.InPlacePass):
             found = [name for name in reached if matches(name, pattern)]
             if not found:
                 raise InvalidModelError(
-                    f"wrt: {pattern!r} matches no input and no initializer that {self._of!r} has a gradient for (those "
-                    f"are {listed(reached)})."
+                    f"{argument('wrt')}: {pattern!r} matches no input and no initializer that {self._of!r} has a "
+                    f"gradient for (those are {listed(reached)})."
                 )
             names += found
         return names
@@ -145,8 +147,8 @@ class GradientPass(ir.passes.InPlacePass):
         info = infos[of]
         if info.element_type is None or info.shape is None:
             raise InvalidModelError(
-                f"of: the element type or the rank of {self._of!r} is not known, and the seed needs them (add its "
-                "value_info to the model)."
+                f"{argument('of')}: the element type or the rank of {self._of!r} is not known, and the seed needs them "
+                "(add its value_info to the model)."
             )
         seed = ir.Value(
             name=self._seed,

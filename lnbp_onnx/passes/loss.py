@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from lnbp_onnx.errors import InvalidModelError
+from lnbp_onnx.errors import InvalidModelError, argument
 from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, infer
 from lnbp_onnx.graphs.names import claim, computed_value, names_in, unique_names
@@ -56,7 +56,7 @@ class LossPass(ir.passes.InPlacePass):
         opset = opset_to_train_in(model)
         graph = model.graph
         infos = infer(graph, Functions(model.functions.values()), model.opset_imports)
-        output = computed_value(graph, self._of, "of")
+        output = computed_value(graph, self._of, argument("of"))
         element_type, shape = self._described(infos[output])
         rank = len(shape)
         class_axis = self._class_axis % rank if -rank <= self._class_axis < rank else None
@@ -64,12 +64,12 @@ class LossPass(ir.passes.InPlacePass):
         if is_classes and class_axis not in (1, rank - 1):
             allowed = " or ".join(str(axis) for axis in sorted({1, rank - 1}))
             raise InvalidModelError(
-                f"class_axis is {self._class_axis}; of {self._of!r}, which has shape {format_shape(shape)}, it must be "
-                f"{allowed} (transpose the output)."
+                f"{argument('class_axis')} is {self._class_axis}; of {self._of!r}, which has shape "
+                f"{format_shape(shape)}, it must be {allowed} (transpose the output)."
             )
         unique_name = unique_names(names_in(graph))
         claim(LOSS, unique_name, f"The model has the name {LOSS!r} already, which the loss needs (rename it).")
-        refusal = f"label: the model has the name {self._label!r} already (choose another one)."
+        refusal = f"{argument('label')}: the model has the name {self._label!r} already (choose another one)."
         claim(self._label, unique_name, refusal)
         label_shape = [dim for axis, dim in enumerate(shape) if axis != class_axis] if is_classes else shape
         label = ir.Value(
@@ -94,17 +94,18 @@ class LossPass(ir.passes.InPlacePass):
         if info.element_type is None or info.element_type not in FLOATS:
             found = "unknown" if info.element_type is None else type_name(info.element_type)
             raise InvalidModelError(
-                f"of: the element type of {self._of!r} is {found}, and a loss needs float, double, float16 or bfloat16 "
-                "(name an output of such a type, or add its value_info to the model)."
+                f"{argument('of')}: the element type of {self._of!r} is {found}, and a loss needs float, double, "
+                "float16 or bfloat16 (name an output of such a type, or add its value_info to the model)."
             )
         if info.shape is None:
             raise InvalidModelError(
-                f"of: the rank of {self._of!r} is not known, and the label needs it (add its value_info to the model)."
+                f"{argument('of')}: the rank of {self._of!r} is not known, and the label needs it (add its value_info "
+                "to the model)."
             )
         if self._loss is LossName.CROSS_ENTROPY and len(info.shape) < 2:
             raise InvalidModelError(
-                f"of: {self._of!r} has shape {format_shape(info.shape)}; the scores of a cross-entropy have an axis of "
-                "rows and one of classes (name such an output, or take bce for one score of each row)."
+                f"{argument('of')}: {self._of!r} has shape {format_shape(info.shape)}; the scores of a cross-entropy "
+                "have an axis of rows and one of classes (name such an output, or take bce for one score of each row)."
             )
         return ir.DataType(info.element_type), tuple(info.shape)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from lnbp_onnx.errors import InvalidModelError
+from lnbp_onnx.errors import InvalidModelError, argument, written
 from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, declare, infer
 from lnbp_onnx.graphs.names import claim, computed_value, listed, names_in, unique_names
@@ -71,9 +71,9 @@ class TrainingStepPass(ir.passes.InPlacePass):
             ValueError: Where a number is out of its range.
         """
         if clip_norm is not None and not 0 < clip_norm < math.inf:
-            raise ValueError(f"clip_norm is {clip_norm}; it must be finite and above 0.")
+            raise ValueError(f"{argument('clip_norm')} is {clip_norm}; it must be finite and above 0.")
         if accumulation_steps < 1:
-            raise ValueError(f"accumulation_steps is {accumulation_steps}; it must be at least 1.")
+            raise ValueError(f"{argument('accumulation_steps')} is {accumulation_steps}; it must be at least 1.")
         self._optimizer = optimizer
         self._loss = loss
         self._clip_norm = clip_norm
@@ -95,7 +95,7 @@ class TrainingStepPass(ir.passes.InPlacePass):
 
 def _bring_out(model: ir.Model, name: str) -> None:
     """Make a value an output, if it is none."""
-    value = computed_value(model.graph, name, "of")
+    value = computed_value(model.graph, name, argument("of"))
     if not value.is_graph_output():
         declare(value, infer(model.graph, Functions(model.functions.values()), model.opset_imports)[value])
         model.graph.outputs.append(value)
@@ -119,7 +119,7 @@ class _Step:
         unmatched = self._optimizer.unmatched(list(gradients))
         if unmatched:
             raise InvalidModelError(
-                f"no_weight_decay: {unmatched[0]!r} matches none of the parameters, which are "
+                f"{argument('no_weight_decay')}: {unmatched[0]!r} matches none of the parameters, which are "
                 f"{listed(list(gradients))} (correct the pattern)."
             )
         w = self._writer("training_step/")
@@ -185,7 +185,8 @@ class _Step:
         if not gradients:
             raise InvalidModelError(
                 "The model has no gradients of parameters: for no initializer NAME is there an output NAME.grad (give "
-                "of, the loss to differentiate, or make the model with lnbp_onnx.gradient or export_joint)."
+                f"{argument('of')}, the loss to differentiate, or make the model with "
+                f"{written('lnbp_onnx.gradient', 'lnbp-onnx gradient')} or export_joint)."
             )
         return gradients
 

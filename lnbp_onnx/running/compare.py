@@ -29,7 +29,7 @@ from lnbp_onnx.running.differences import (
     spacing,
     widened,
 )
-from lnbp_onnx.running.drawing import assumed_lengths, draw, fed_inputs, free_inputs, variance_inputs
+from lnbp_onnx.running.drawing import as_input_shape, assumed_lengths, draw, fed_inputs, free_inputs, variance_inputs
 from lnbp_onnx.running.runners import KernelRunner, PlainRunner, Runner, Tensors
 
 # How long to measure, and how often at least.
@@ -207,7 +207,7 @@ def _shape_hint(graph: GraphProto, feeds: Tensors) -> str:
     name, shape, _ = drawn[0]
     return (
         f" The inputs whose shapes the model leaves open were drawn as {', '.join(listed)}; where these do not fit, "
-        f"give shapes that do, as in --input-shape {name}:{','.join(map(str, shape))}."
+        f"give shapes that do, as in {as_input_shape(name, shape)}."
     )
 
 

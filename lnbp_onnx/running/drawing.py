@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, TensorProto, TensorShapeProto, ValueInfoProto, helper
 
 from lnbp_onnx import spec
-from lnbp_onnx.errors import InvalidModelError
+from lnbp_onnx.errors import InvalidModelError, written
 from lnbp_onnx.graphs.protos import graph_nodes
 
 SYMBOLIC_LENGTH = 2
@@ -142,12 +142,21 @@ def _lengths(value: ValueInfoProto, given: Sequence[int]) -> dict[str, int]:
         _is_fixed(dim) and dim.dim_value != length for dim, length in zip(dims, given, strict=True)
     )
     if differs:
-        fitting = ",".join(str(dim.dim_value if _is_fixed(dim) else SYMBOLIC_LENGTH) for dim in dims)
+        fitting = [dim.dim_value if _is_fixed(dim) else SYMBOLIC_LENGTH for dim in dims]
         raise InvalidModelError(
             f"The shape given for input {value.name!r} is {list(given)}; the model declares {_declared(value)} (give "
-            f"one that fits, as in --input-shape {value.name}:{fitting})."
+            f"one that fits, as in {as_input_shape(value.name, fitting)})."
         )
     return {dim.dim_param: length for dim, length in zip(dims, given, strict=True) if dim.dim_param}
+
+
+def as_input_shape(name: str, lengths: Sequence[object]) -> str:
+    """Return how the caller writes an input's shape."""
+    written_lengths = [str(length) for length in lengths]
+    return written(
+        f"input_shapes={{{name!r}: [{', '.join(written_lengths)}]}}",
+        f"--input-shape {name}:{','.join(written_lengths)}",
+    )
 
 
 def _is_fixed(dim: TensorShapeProto.Dimension) -> bool:
@@ -172,7 +181,7 @@ def _shape(
     if not tensor_type.HasField("shape"):
         raise InvalidModelError(
             f"Input {value.name!r} has no shape in the model; one is needed to draw it (give one, as in "
-            f"--input-shape {value.name}:2,3)."
+            f"{as_input_shape(value.name, [2, 3])})."
         )
     return tuple(
         dim.dim_value if _is_fixed(dim) else lengths.get(dim.dim_param, SYMBOLIC_LENGTH)
@@ -197,7 +206,8 @@ def _check_size(fed: Sequence[ValueInfoProto], shapes: Mapping[str, tuple[int, .
         if 2 * total > available or itemsize * math.prod(filter(None, shape)) > _MOST_BYTES:
             raise InvalidModelError(
                 f"Input {value.name!r} is to be drawn with shape {list(shape)}; that is more than the memory has room "
-                f"for (give smaller lengths with --input-shape {value.name}:..., where the model leaves them open)."
+                f"for (give smaller lengths with {as_input_shape(value.name, ['...'])}, where the model leaves them "
+                "open)."
             )
 
 

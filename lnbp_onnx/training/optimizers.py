@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
+from lnbp_onnx.errors import argument
 from lnbp_onnx.graphs.names import matches
 from lnbp_onnx.graphs.writer import Writer
 from lnbp_onnx.training.names import OptimizerName
@@ -30,7 +31,9 @@ class Optimizer(abc.ABC):
 
     def __post_init__(self) -> None:
         if isinstance(self.no_weight_decay, str):
-            raise ValueError(f"no_weight_decay is {self.no_weight_decay!r}; it must be a sequence of patterns.")
+            raise ValueError(
+                f"{argument('no_weight_decay')} is {self.no_weight_decay!r}; it must be a sequence of patterns."
+            )
         _check_at_least_0("lr", self.lr)
         _check_at_least_0("weight_decay", self.weight_decay)
 
@@ -111,7 +114,7 @@ class AdamW(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is {self.betas}; it must be two numbers of at least 0 and below 1.")
+            raise ValueError(f"{argument('betas')} is {self.betas}; it must be two numbers of at least 0 and below 1.")
         _check_at_least_0("eps", self.eps)
 
     @property
@@ -201,9 +204,11 @@ class SGD(Optimizer):
         super().__post_init__()
         _check_at_least_0("momentum", self.momentum)
         if not math.isfinite(self.dampening):
-            raise ValueError(f"dampening is {self.dampening}; it must be finite.")
+            raise ValueError(f"{argument('dampening')} is {self.dampening}; it must be finite.")
         if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
-            raise ValueError("nesterov needs a momentum above 0 and a dampening of 0.")
+            raise ValueError(
+                f"{argument('nesterov')} needs {argument('momentum')} above 0 and {argument('dampening')} of 0."
+            )
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -258,4 +263,4 @@ def _towards(w: Writer, value: ir.Value, target: ir.Value, rate: ir.Value) -> ir
 
 def _check_at_least_0(name: str, value: float) -> None:
     if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value}; it must be finite and not negative.")
+        raise ValueError(f"{argument(name)} is {value}; it must be finite and not negative.")

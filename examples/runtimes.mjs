@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs a model in ONNX Runtime Web for train_in_any_runtime.py: a line of JSON in, a line of JSON out, tensors by name
+// Runs a model in ONNX Runtime Web for runtimes.py: a line of JSON in, a line of JSON out, tensors by name
 // as {type, dims, data} with the data in base64.
 
 import { createRequire } from "node:module";
