@@ -256,6 +256,23 @@ def test_bfloat16() -> None:
     assert_close(found, expected, 2 * of_torch)
 
 
+def test_bfloat16_element_by_element() -> None:
+    """As distances of tokens in a model of floats: ONNX Runtime computes it, by the same roundings."""
+
+    def forward(layer: nn.Module, x: Any) -> Any:
+        slopes = torch.tensor([0.3, 0.7, 1.1]).bfloat16()
+        distances = torch.arange(x.shape[0])[:, None]
+        bias = (-slopes * distances + slopes / 3 - layer.bias.detach().bfloat16()).unsqueeze(1).expand(-1, 2, -1)
+        return modules.cubes(layer(x).unsqueeze(1) + bias.float())
+
+    module, arguments = Written(forward), {"x": torch.randn(400, 5)}
+    model = export_joint(module, (torch.randn(4, 5),), dynamic_shapes={"x": {0: "length"}})
+    assert_close(native(model, arrays(arguments)), autograd(module, arguments))
+    assert not torch.equal(
+        module(**arguments), Written(forward, module.layer.double())(arguments["x"].double()).float()
+    )
+
+
 @WAYS
 def test_autocast(run: Any) -> None:
     module, arguments = modules.Autocast(), {"x": torch.randn(4, 5)}
