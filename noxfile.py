@@ -259,6 +259,7 @@ def torch(session: nox.Session) -> None:
         "torch",
         "docstrings",
         "interop_torch",
+        "torch_finite",
         "torch_gradients",
         "torch_random",
         "torch_state",

@@ -18,6 +18,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 from torch.nn.utils import parametrizations  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch_modules import Cubes, Written  # noqa: E402
 from torch_runs import arrays, assert_close, autograd, native  # noqa: E402
 
@@ -194,6 +195,19 @@ def test_drawn_resizes(drawn: tuple[tuple[int, ...], dict[str, Any]]) -> None:
 
     torch.testing.assert_close(resized(x), functional.interpolate(x, **options), rtol=0, atol=1e-12)
     assert torch.autograd.gradcheck(resized, x, fast_mode=True)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_resizing_under_a_checkpoint(reentrant: bool) -> None:
+    """Of which the second forward pass, in the backward pass, is written as the first one is."""
+
+    def forward(layer: nn.Module, x: Tensor) -> Tensor:
+        return functional.interpolate(layer(x)[:, None], size=7, mode="linear").sin()
+
+    x = torch.randn(4, 5, requires_grad=True)
+    module = Written(lambda layer, x: checkpoint(forward, layer, x, use_reentrant=reentrant).pow(3).mean())
+    model = export_joint(module, (x,), input_gradients=["x"])
+    assert_close(native(model, arrays({"x": x})), autograd(module, {"x": x}))
 
 
 CONVOLUTIONS: dict[int, Any] = {

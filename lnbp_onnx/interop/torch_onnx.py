@@ -42,6 +42,9 @@ _RULES = [
     rules.unsqueeze_unsqueeze_rule,
 ]
 
+_WIDENED = ("Add", "Div", "Expand", "Mul", "Neg", "Sub")
+_MOVING = ("Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+
 _WAY_OUT = "write that part of it otherwise, such as masked_select as torch.where; docs/pytorch.md says what is refused"
 
 
@@ -74,6 +77,7 @@ def to_onnx(
         ) from error
     passes.ClearMetadataAndDocStringPass()(model)
     graph = model.graph
+    _widen_bfloat16(graph)
     inputs = dict(zip(call.tensors, graph.inputs, strict=True))
     _rename(graph, {**inputs, **dict(zip(program.output_names, graph.outputs, strict=True))})
     _rename_dims(graph, program.dims)
@@ -128,6 +132,29 @@ def _drop_repetitions(model: ir.Model) -> None:
         passes.RemoveUnusedOpsetsPass(),
     ):
         tidy(model)
+
+
+def _widen_bfloat16(graph: ir.Graph) -> None:
+    """Compute in float, and round, what a graph computes in bfloat16 of a few numbers, such as distances of tokens.
+
+    torch does the same, and ONNX Runtime has no such operator for bfloat16 on the CPU. A graph with others of that
+    type, as a matrix product, stays as it is.
+    """
+    nodes = [node for node in graph if any(map(_is_bfloat16, (*node.inputs, *node.outputs)))]
+    if not {node.op_type for node in nodes} <= {*_WIDENED, *_MOVING}:
+        return
+    for node in nodes:
+        if node.op_type not in _WIDENED:
+            continue
+        casts = {each: ir.node("Cast", [each], {"to": ir.DataType.FLOAT}) for each in node.inputs if _is_bfloat16(each)}
+        wide = ir.node(node.op_type, [casts[each].outputs[0] if each in casts else each for each in node.inputs])
+        rounded = ir.node("Cast", wide.outputs, {"to": ir.DataType.BFLOAT16})
+        new = [*casts.values(), wide, rounded]
+        ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, rounded.outputs)
+
+
+def _is_bfloat16(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.BFLOAT16
 
 
 def _name_norms(graph: ir.Graph) -> None:

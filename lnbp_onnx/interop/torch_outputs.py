@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from lnbp_onnx.interop.torch_call import Call, NamedTensors, WithLoss, named_outputs
+from lnbp_onnx.interop.torch_finite import TakenForFinite
 from lnbp_onnx.interop.torch_gradients import WithExportableGradients
 
 LOSS = "loss"
@@ -20,7 +22,10 @@ LOSS = "loss"
 
 def forward_outputs(call: Call, tensors: NamedTensors, output_names: Sequence[str] | None) -> NamedTensors:
     """Return what the module returns, by name."""
-    return forward_names(call, _run(call, tensors, partial(named_outputs, call)), output_names)
+    finite = TakenForFinite()
+    with finite:
+        outputs = _run(call, tensors, partial(named_outputs, call))
+    return finite.marked(forward_names(call, outputs, output_names))
 
 
 def forward_names(call: Call, outputs: NamedTensors, output_names: Sequence[str] | None) -> NamedTensors:
@@ -58,14 +63,16 @@ def joint_outputs(call: Call, tensors: NamedTensors, input_gradients: Sequence[s
         _backward(call, loss, tensors)
         return {LOSS: loss, **others}
 
-    outputs = _run(call, tensors, finish)
+    finite = TakenForFinite()
+    with finite:
+        outputs = _run(call, tensors, finish)
     gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in wanted.values()]
     for name, gradient in zip(wanted, gradients, strict=True):
         if gradient.layout != torch.strided:
             raise call.refusal(f"the gradient of {name!r} is sparse; it must be dense", "set sparse=False")
     named_gradients = {f"{name}.grad": each for name, each in zip(wanted, gradients, strict=True)}
     refuse_clashes(call, [*outputs, *named_gradients])
-    return {**outputs, **named_gradients}
+    return finite.marked({**outputs, **named_gradients})
 
 
 def loss_and_outputs(call: Call, result: Any) -> tuple[Any, NamedTensors]:
@@ -119,7 +126,8 @@ def backward(loss: Any, leaves: Iterable[Any]) -> None:
     try:
         for leaf, _ in gradients:
             leaf.grad = None
-        loss.backward()
+        # Of a tensor, backward() turns off the modes of functions, which a checkpoint's second forward pass needs too.
+        torch.autograd.backward(get_gradient_edge(loss), torch.ones_like(loss))
     finally:
         for leaf, gradient in gradients:
             leaf.grad = gradient
