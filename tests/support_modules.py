@@ -106,3 +106,16 @@ class Forces(nn.Module):
         energy = self.energy(torch.cat([squares, torch.exp(-squares), between], -1)[..., :4]).sum()
         found = -torch.autograd.grad(energy, positions, create_graph=True)[0]
         return {"loss": functional.mse_loss(found, forces), "found": found}
+
+
+class LossOf(nn.Module):
+    """The loss of a module alone, whatever else it returns."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, arguments: dict[str, Any]) -> Tensor:
+        result = self.module(**arguments)
+        loss: Tensor = result["loss"] if isinstance(result, dict) else result
+        return loss

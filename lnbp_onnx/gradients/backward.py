@@ -28,6 +28,13 @@ from lnbp_onnx.graphs.replace import replace_nodes
 from lnbp_onnx.node import TensorInfo
 
 
+def _remove_unused(nodes: Iterable[ir.Node]) -> None:
+    """Remove nodes of one output that nothing uses."""
+    for node in nodes:
+        if node.graph is not None and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+            node.graph.remove(node, safe=True)
+
+
 class Backward:
     """The gradients of values of a graph.
 
@@ -77,6 +84,7 @@ class Backward:
             The value to differentiate, which may come from another node now.
         """
         assumed: dict[ir.Value, TensorInfo] = {}
+        sequences: list[ir.Node] = []
         while True:
             found = dependent(self._graph, sources, self.infos)
             nodes, _ = passed(self._graph, found, [of], self.infos)
@@ -86,7 +94,9 @@ class Backward:
             bodies = [body(node, self.infos, self._opset, self.unique_name) for node in without_rule]
             replacements = [each for each in bodies if each is not None]
             if not replacements and len(assumed) == known_before:
+                _remove_unused(sequences)
                 return of
+            sequences += [each for made in replacements for each in made.nodes if each.op_type == "SequenceConstruct"]
             renewed = {
                 old: new for each in replacements for old, new in zip(each.node.outputs, each.outputs, strict=False)
             }
@@ -245,16 +255,24 @@ class Backward:
 
     def _add(self, parts: Parts) -> None:
         for value, gradient in parts:
-            self._parts.setdefault(value, []).append(gradient)
+            self._parts.setdefault(value, []).append(self._like(gradient, value))
+
+    def _like(self, gradient: ir.Value, value: ir.Value) -> ir.Value:
+        """Return a gradient, which has the type and the shape of its value, with these known."""
+        info = known(value, self.infos)
+        if gradient.dtype is None and info.element_type is not None:
+            gradient.type = ir.TensorType(ir.DataType(info.element_type))
+        self.infos.setdefault(gradient, info)
+        return gradient
 
     def _total(self, value: ir.Value) -> ir.Value | None:
         """Return the sum of a value's gradients."""
         parts = self._parts.get(value, [])
         if len(parts) < 2:
             return parts[0] if parts else None
-        total = ir.Value(name=self.unique_name(f"{value.name}.grad_sum"), type=parts[0].type or value.type)
+        total = ir.Value(name=self.unique_name(f"{value.name}.grad_sum"), type=parts[0].type)
         self.nodes.append(ir.Node("", "Sum", parts, outputs=[total], name=total.name))
-        self._parts[value] = [total]
+        self._parts[value] = [self._like(total, value)]
         return total
 
     def _named(self, gradient: ir.Value, source: ir.Value, name: str, own: set[ir.Value]) -> ir.Value:

@@ -2,30 +2,46 @@
 """Operators without a rule that are defined by others: a node is written out, and the others have rules."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 from lnbp_onnx.gradients.fused import FUSED
+from lnbp_onnx.gradients.sequences import SEQUENCES
 from lnbp_onnx.graphs.inference import known
 from lnbp_onnx.graphs.inline import written_out
 from lnbp_onnx.graphs.replace import Replacement
 from lnbp_onnx.node import TensorInfo
 from lnbp_onnx.training_ops import MICROSOFT_DOMAIN, TrainingOp
+from lnbp_onnx.training_ops.training_op import Outputs
+
+WRITTEN_OUT: Mapping[tuple[str, str], Callable[[TrainingOp], Outputs]] = MappingProxyType(
+    {
+        **{(MICROSOFT_DOMAIN, op_type): function for op_type, function in FUSED.items()},
+        **{("", op_type): function for op_type, function in SEQUENCES.items()},
+    }
+)
+"""What writes out the operators that ONNX does not, by domain and operator."""
 
 
 def body(
     node: ir.Node, infos: Mapping[ir.Value, TensorInfo], opset: int, unique_name: Callable[[str], str]
 ) -> Replacement | None:
-    """Return what a node is defined by: the function of its ONNX schema, or an entry of `FUSED`; None without one.
+    """Return what a node is defined by: the function of its ONNX schema, or an entry of `WRITTEN_OUT`; None without one.
+
+    A node that reads a sequence waits for what splits a tensor into it.
 
     Raises:
-        InvalidModelError: Where a fused operator is in a form that cannot be written out.
+        InvalidModelError: Where a fused operator, or one on sequences, is in a form that cannot be written out.
     """
-    if node.domain == MICROSOFT_DOMAIN and node.op_type in FUSED:
+    written_as = WRITTEN_OUT.get((node.domain, node.op_type))
+    if written_as is not None:
+        if any(_is_split(value) for value in node.inputs):
+            return None
         op = TrainingOp(node, infos, opset, unique_name)
-        outputs = FUSED[node.op_type](op)[: len(node.outputs)]
+        outputs = written_as(op)[: len(node.outputs)]
         for index, (output, value) in enumerate(zip(node.outputs, outputs, strict=False)):
             if value is None and (output.uses() or output.is_graph_output()):
                 op.refuse(
@@ -34,6 +50,11 @@ def body(
         return Replacement(node, op.nodes, outputs)
     function = _schema_function(node, infos, opset) if node.domain == "" else None
     return None if function is None else written_out(node, function, unique_name)
+
+
+def _is_split(value: ir.Value | None) -> bool:
+    node = None if value is None else value.producer()
+    return node is not None and node.domain == "" and node.op_type == "SplitToSequence"
 
 
 def _schema_function(node: ir.Node, infos: Mapping[ir.Value, TensorInfo], opset: int) -> ir.Function | None:

@@ -65,7 +65,10 @@ def cut(g: GradientOp) -> Gradients:
     sliced = _sliced_axes(g, starts, axes)
     strides = g.known_tensor(steps) if steps is not None else None
     if sliced is not None and (steps is None or (strides is not None and set(strides.numpy()) == {1})):
-        return [_put_back(g, x, starts, sliced)]
+        shape = g.info(x).shape
+        if shape is not None and None not in shape and shape == g.info(g.node.outputs[0]).shape:
+            return [g.dy]
+        return [_put_back(g, g.dy, x, starts, sliced)]
     return g.training_op("SliceGrad", g.dy, g.shape_of(x), starts, g.input(2), axes, steps, like=g.if_wanted(0))
 
 
@@ -78,11 +81,11 @@ def _sliced_axes(g: GradientOp, starts: ir.Value, axes: ir.Value | None) -> list
     return list(range(shape[0])) if shape is not None and isinstance(shape[0], int) else None
 
 
-def _put_back(g: GradientOp, x: ir.Value, starts: ir.Value, axes: list[int]) -> ir.Value:
-    """Return dY with zeros around it, where a Slice with steps of 1 began at `starts`."""
+def _put_back(g: GradientOp, dy: ir.Value, x: ir.Value, starts: ir.Value, axes: list[int]) -> ir.Value:
+    """Return the gradient of a part of X with zeros around it, where a Slice with steps of 1 began at `starts`."""
     rank = g.rank(x)
     axes = [axis % rank for axis in axes]
-    first, shape, sliced = g.known_tensor(starts), g.info(x).shape, g.info(g.node.outputs[0]).shape
+    first, shape, sliced = g.known_tensor(starts), g.info(x).shape, g.info(dy).shape
     lengths = [shape[axis] if shape is not None else None for axis in axes]
     given = [sliced[axis] if sliced is not None else None for axis in axes]
     if first is not None and all(isinstance(each, int) for each in (*lengths, *given)):
@@ -94,7 +97,7 @@ def _put_back(g: GradientOp, x: ir.Value, starts: ir.Value, axes: list[int]) -> 
             ends[axis] = length - begins[axis] - kept
         pads = g.ints(*begins, *ends)
     else:
-        whole, part = (g.op("Gather", each, g.ints(*axes)) for each in (g.shape_of(x), g.shape(g.dy)))
+        whole, part = (g.op("Gather", each, g.ints(*axes)) for each in (g.shape_of(x), g.shape(dy)))
         starts = g.cast(starts, ir.DataType.INT64)
         begin = g.where(g.compare("Less", starts, g.ints(0)), g.op("Add", starts, whole), starts)
         begin = g.op("Min", g.op("Max", begin, g.ints(0)), whole)
@@ -107,7 +110,7 @@ def _put_back(g: GradientOp, x: ir.Value, starts: ir.Value, axes: list[int]) -> 
                 for axis in range(rank)
             )
         )
-    (dy,) = g.computed(g.dy)
+    (dy,) = g.computed(dy)
     return g.cast(g.op("Pad", dy, pads), g.element_type(x))
 
 
@@ -161,6 +164,12 @@ def trilu(g: GradientOp) -> Gradients:
 
 def gather(g: GradientOp) -> Gradients:
     """Zeros of the shape of X, with dY added at the indices along the axis."""
+    x, index = g.input(0), g.known_tensor(g.input(1))
+    if index is not None and index.size == 1 and len(index.shape) < 2 and g.info(x).shape is not None:
+        axis, shape = g.attribute("axis", 0) % g.rank(x), list(g.info(x).shape or ())
+        shape[axis] = 1
+        dy = g.dy if index.shape else g.unsqueeze(g.dy, axis, shape=shape)
+        return [_put_back(g, dy, x, g.ints(int(index.numpy().reshape(-1)[0])), [axis])]
     return g.training_op("GatherGrad", g.shape_of(g.input(0)), g.input(1), g.dy, like=g.if_wanted(0))
 
 

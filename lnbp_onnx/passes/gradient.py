@@ -10,6 +10,7 @@ from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError, argument
 from lnbp_onnx.gradients.backward import Backward
 from lnbp_onnx.gradients.gradient_op import FLOATS
+from lnbp_onnx.graphs.constants import fold_lists
 from lnbp_onnx.graphs.inference import Functions, infer
 from lnbp_onnx.graphs.inline import inline_functions
 from lnbp_onnx.graphs.names import claim, computed_value, listed, matches, names_in, unique_names
@@ -65,6 +66,7 @@ class GradientPass(ir.passes.InPlacePass):
         opset = opset_to_train_in(model)
         inline_functions(model)
         graph = model.graph
+        fold_lists(graph, model.opset_imports)
         functions = Functions(model.functions.values())
         infos = infer(graph, functions, model.opset_imports)
         unique_name = unique_names(names_in(graph))
