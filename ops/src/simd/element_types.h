@@ -47,18 +47,24 @@ struct Bfloat16 {
 };
 
 template <typename To, typename From>
-inline To BitCast(From from) {
+LNBP_INLINE To BitCast(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   std::memcpy(&to, &from, sizeof(to));
   return to;
 }
 
-inline float ToFloat(Bfloat16 value) {
+// All bits, or none.
+LNBP_INLINE std::uint32_t MaskOf(bool is_set) {
+  return std::uint32_t{0} - static_cast<std::uint32_t>(is_set);
+}
+
+LNBP_INLINE float ToFloat(Bfloat16 value) {
   return BitCast<float>(static_cast<std::uint32_t>(value.bits) << 16);
 }
 
-inline float ToFloat(Float16 value) {
+// Without branches, like its inverse: compilers make vectors of it.
+LNBP_INLINE float ToFloat(Float16 value) {
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u)
                              << 16;
   const std::uint32_t magnitude =
@@ -68,15 +74,14 @@ inline float ToFloat(Float16 value) {
   constexpr std::uint32_t kTwoPow112 = (112u + 127u) << 23;
   constexpr std::uint32_t kFirstNonFinite = 0x7c00u << 13;
   constexpr std::uint32_t kExponentMask = 0xffu << 23;
-  const std::uint32_t finite = BitCast<std::uint32_t>(
+  const std::uint32_t scaled = BitCast<std::uint32_t>(
       BitCast<float>(magnitude) * BitCast<float>(kTwoPow112));
-  const std::uint32_t result =
-      magnitude >= kFirstNonFinite ? magnitude | kExponentMask : finite;
-  return BitCast<float>(sign | result);
+  return BitCast<float>(sign | scaled |
+                        (MaskOf(magnitude >= kFirstNonFinite) & kExponentMask));
 }
 
 // To nearest, ties to even; a NaN stays a (quiet) NaN.
-inline Bfloat16 ToBfloat16(float value) {
+LNBP_INLINE Bfloat16 ToBfloat16(float value) {
   const std::uint32_t bits = BitCast<std::uint32_t>(value);
   const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const std::uint32_t quiet_nan = (bits >> 16) | 0x40u;
@@ -85,32 +90,28 @@ inline Bfloat16 ToBfloat16(float value) {
 }
 
 // To nearest, ties to even; a NaN stays a (quiet) NaN.
-inline Float16 ToFloat16(float value) {
-  constexpr std::uint32_t kInfinity = 0x7f800000u;
-  constexpr std::uint32_t kSmallestNormal = 113u << 23;  // 2^-14
-  constexpr std::uint32_t kFirstOverflow = 143u << 23;   // 2^16
+LNBP_INLINE Float16 ToFloat16(float value) {
+  constexpr std::int32_t kInfinity = 0x7f800000;
+  constexpr std::int32_t kSmallestNormal = 113 << 23;  // 2^-14
+  constexpr std::int32_t kFirstOverflow = 143 << 23;   // 2^16
   const std::uint32_t bits = BitCast<std::uint32_t>(value);
-  const std::uint32_t sign = (bits >> 16) & 0x8000u;
-  const std::uint32_t magnitude = bits & 0x7fffffffu;
-
-  // A float whose last bit weighs 2^-24, the weight of float16's last
-  // subnormal bit: adding it rounds there.
-  constexpr std::uint32_t kHalf = 126u << 23;
-  const std::uint32_t subnormal =
-      BitCast<std::uint32_t>(BitCast<float>(magnitude) +
-                             BitCast<float>(kHalf)) -
-      kHalf;
-  // Rebias the exponent by 112 and round off 13 bits; a carry walks into the
-  // exponent, and out of the largest one into infinity, as it should.
-  const std::uint32_t normal =
-      (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  const std::uint32_t nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
-
-  std::uint32_t result = normal;
-  if (magnitude < kSmallestNormal) result = subnormal;
-  if (magnitude >= kFirstOverflow) result = 0x7c00u;
-  if (magnitude > kInfinity) result = nan;
-  return {static_cast<std::uint16_t>(sign | result)};
+  const auto magnitude = static_cast<std::int32_t>(bits & 0x7fffffffu);
+  std::int32_t exponent = magnitude & kInfinity;
+  exponent = exponent > kSmallestNormal ? exponent : kSmallestNormal;
+  exponent = exponent < kFirstOverflow ? exponent : kFirstOverflow;
+  // A power of two whose last bit as a float weighs what that of the result
+  // does: adding it rounds there. What the sum has more, a carry included, is
+  // the result's fraction with its leading bit, which its exponent then lacks.
+  const std::int32_t power = exponent + (13 << 23);
+  const std::int32_t fraction =
+      BitCast<std::int32_t>(BitCast<float>(power) + BitCast<float>(magnitude)) -
+      power;
+  std::int32_t number = ((exponent - kSmallestNormal) >> 13) + fraction;
+  number = number < 0x7c00 ? number : 0x7c00;
+  const std::uint32_t nan = 0x200u | ((bits >> 13) & 0x3ffu);
+  return {static_cast<std::uint16_t>(((bits >> 16) & 0x8000u) |
+                                     static_cast<std::uint32_t>(number) |
+                                     (MaskOf(magnitude > kInfinity) & nan))};
 }
 
 // An element of a buffer, which may begin at any address: never through a
@@ -139,7 +140,7 @@ using ComputeType =
 
 // From an element to the compute type `C`.
 template <typename C, typename T>
-inline C ToCompute(T value) {
+LNBP_INLINE C ToCompute(T value) {
   if constexpr (std::is_same_v<T, Float16> || std::is_same_v<T, Bfloat16>) {
     return ToFloat(value);
   } else {
@@ -148,24 +149,25 @@ inline C ToCompute(T value) {
 }
 
 // From the compute type `C` to an element: to nearest even, or toward zero for
-// an integer. An integer that is out of range saturates and NaN becomes 0, only
-// because C++ leaves the plain cast undefined; nobody may rely on it.
+// an integer. An integer that is out of range becomes the nearest that `C` has,
+// and NaN 0, only because C++ leaves the plain cast undefined; nobody may rely
+// on it.
 template <typename T, typename C>
-inline T FromCompute(C value) {
+LNBP_INLINE T FromCompute(C value) {
   if constexpr (std::is_same_v<T, Float16>) {
     return ToFloat16(static_cast<float>(value));
   } else if constexpr (std::is_same_v<T, Bfloat16>) {
     return ToBfloat16(static_cast<float>(value));
   } else if constexpr (std::is_integral_v<T>) {
+    // Between them the cast is defined.
     using Limits = std::numeric_limits<T>;
-    constexpr C kBelowAbove =
-        static_cast<C>(Limits::max() / 2 + 1) * static_cast<C>(2);
     constexpr C kLowest = static_cast<C>(Limits::min());
-    if (value != value) return 0;
-    if (value >= kBelowAbove) return Limits::max();
-    // Written so that it also holds where kLowest - 1 rounds to kLowest.
-    if (!(value > kLowest - 1)) return Limits::min();
-    return static_cast<T>(value);
+    constexpr C kHighest = static_cast<C>(Limits::max() / 2 + 1) *
+                           (2 - std::numeric_limits<C>::epsilon());
+    C number = value == value ? value : 0;
+    number = number > kLowest ? number : kLowest;
+    number = number < kHighest ? number : kHighest;
+    return static_cast<T>(number);
   } else {
     return static_cast<T>(value);
   }

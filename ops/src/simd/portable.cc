@@ -2,8 +2,7 @@
 //
 // The variant in standard C++, in loops that a compiler can vectorise.
 //
-// Elements pass through small arrays of the compute type. That keeps the
-// conversions in loops of their own, and tells the compiler that no store to
+// Elements pass through small arrays. That tells the compiler that no store to
 // input_delta changes what it reads, though the buffers may be one.
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "converted_steps.h"
 #include "element_types.h"
 #include "function_tables.h"
 #include "row_functions.h"
@@ -63,24 +63,17 @@ class LaneSum {
 };
 
 // Of a row's elements those from `begin` on.
-template <typename T, typename C>
+template <typename C>
 void Load(const void* row, std::size_t begin, std::size_t count, C* to) {
-  if constexpr (std::is_same_v<T, C>) {
-    std::memcpy(to, static_cast<const unsigned char*>(row) + begin * sizeof(T),
-                count * sizeof(T));
-  } else {
-    for (std::size_t i = 0; i < count; ++i) {
-      to[i] = ToCompute<C>(LoadElement<T>(row, begin + i));
-    }
-  }
+  std::memcpy(to, static_cast<const unsigned char*>(row) + begin * sizeof(C),
+              count * sizeof(C));
 }
 
-template <typename T, typename C>
+template <typename C>
 void LoadCentred(const void* row, std::size_t begin, std::size_t count, C mean,
                  C* to) {
-  for (std::size_t i = 0; i < count; ++i) {
-    to[i] = ToCompute<C>(LoadElement<T>(row, begin + i)) - mean;
-  }
+  Load(row, begin, count, to);
+  for (std::size_t i = 0; i < count; ++i) to[i] -= mean;
 }
 
 template <typename C>
@@ -88,10 +81,9 @@ void MultiplyBy(const C* factors, std::size_t count, C* values) {
   for (std::size_t i = 0; i < count; ++i) values[i] *= factors[i];
 }
 
-template <typename T>
+// For elements of the compute type.
+template <typename C>
 struct PortableSteps {
-  using C = ComputeType<T>;
-
   static constexpr std::size_t kRowsAtOnce = 1;
   static constexpr bool kSumsAhead = false;
   struct Stage {};
@@ -105,7 +97,7 @@ struct PortableSteps {
     LaneSum<C> sum;
     for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
       const std::size_t count = std::min(kStage, tile.num_columns - i);
-      LoadCentred<T>(x, i, count, mean[row], d);
+      LoadCentred(x, i, count, mean[row], d);
       sum.Add(d, count);
     }
     sums[0] = sum.Total();
@@ -125,12 +117,12 @@ struct PortableSteps {
     LaneSum<C> squares;
     for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
       const std::size_t count = std::min(kStage, tile.num_columns - i);
-      LoadCentred<T>(x, i, count, values.mean[row], d);
+      LoadCentred(x, i, count, values.mean[row], d);
       if (values.has_residual) {
         centred.Add(d, count);
         for (std::size_t j = 0; j < count; ++j) d[j] -= values.residual[row];
       }
-      Load<T>(dy, i, count, g);
+      Load(dy, i, count, g);
       MultiplyBy(tile.gamma + i, count, g);
       g_sum.Add(g, count);
       products.AddProducts(g, d, count);
@@ -151,7 +143,7 @@ struct PortableSteps {
     const void* x = At(tile.input_forward, tile, row);
     const void* dy = At(tile.output_delta, tile, row);
     void* dx = static_cast<unsigned char*>(tile.input_delta) +
-               row * tile.row_stride * sizeof(T);
+               row * tile.row_stride * sizeof(C);
     const C mean = values.mean[row];
     const C rstd = values.rstd[row];
     const C shift = values.shift[row];
@@ -159,19 +151,18 @@ struct PortableSteps {
     const C offset = values.offset[row];
     for (std::size_t i = 0; i < tile.num_columns; i += kStage) {
       const std::size_t count = std::min(kStage, tile.num_columns - i);
-      Load<T>(x, i, count, xhat);
+      Load(x, i, count, xhat);
       for (std::size_t j = 0; j < count; ++j) {
         xhat[j] = (xhat[j] - mean) * rstd + shift;
       }
-      Load<T>(dy, i, count, g);
+      Load(dy, i, count, g);
       for (std::size_t j = 0; j < count; ++j) {
         tile.gamma_sums[i + j] += g[j] * xhat[j];
       }
       for (std::size_t j = 0; j < count; ++j) tile.beta_sums[i + j] += g[j];
       MultiplyBy(tile.gamma + i, count, g);
       for (std::size_t j = 0; j < count; ++j) {
-        StoreElement(dx, i + j,
-                     FromCompute<T>(g[j] * rstd + (xhat[j] * slope + offset)));
+        StoreElement(dx, i + j, g[j] * rstd + (xhat[j] * slope + offset));
       }
     }
   }
@@ -181,13 +172,17 @@ struct PortableSteps {
   static const void* At(const void* tensor, const Tile<C>& tile,
                         std::size_t row) {
     return static_cast<const unsigned char*>(tensor) +
-           row * tile.row_stride * sizeof(T);
+           row * tile.row_stride * sizeof(C);
   }
 };
 
+template <typename T, typename C = ComputeType<T>>
+using StepsFor = std::conditional_t<std::is_same_v<T, C>, PortableSteps<C>,
+                                    ConvertedSteps<T, PortableSteps<C>>>;
+
 template <typename T>
 constexpr RowFunctions<ComputeType<T>> kFunctions =
-    RowFunctionsOf<T, ComputeType<T>, PortableSteps<T>>::Table();
+    RowFunctionsOf<T, ComputeType<T>, StepsFor<T>>::Table();
 
 }  // namespace
 

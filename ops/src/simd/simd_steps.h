@@ -21,7 +21,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
+#include "converted_steps.h"
 #include "element_types.h"
 #include "inline.h"
 #include "pair.h"
@@ -537,18 +539,25 @@ class SimdSteps {
   };
 };
 
+// Integers are converted: an instruction set has conversions of its own for the
+// floating types alone.
+template <typename T, typename Isa, typename C = ComputeType<T>>
+using SimdStepsFor =
+    std::conditional_t<std::is_integral_v<T>,
+                       ConvertedSteps<T, SimdSteps<C, Isa>>, SimdSteps<T, Isa>>;
+
 template <typename T, typename Isa>
 constexpr RowFunctions<ComputeType<T>> kSimdFunctions =
-    RowFunctionsOf<T, ComputeType<T>, SimdSteps<T, Isa>>::Table();
+    RowFunctionsOf<T, ComputeType<T>, SimdStepsFor<T, Isa>>::Table();
 
-// For all types that vectors pay for.
 template <typename Isa>
 constexpr FunctionTable SimdFunctions() {
   FunctionTable table;
-  table.Add(ElementType::kFloat, &kSimdFunctions<float, Isa>);
-  table.Add(ElementType::kDouble, &kSimdFunctions<double, Isa>);
-  table.Add(ElementType::kFloat16, &kSimdFunctions<Float16, Isa>);
-  table.Add(ElementType::kBfloat16, &kSimdFunctions<Bfloat16, Isa>);
+  for (const ElementType type : kElementTypes) {
+    WithElementType(type, [&table, type](auto tag) {
+      table.Add(type, &kSimdFunctions<typename decltype(tag)::Type, Isa>);
+    });
+  }
   return table;
 }
 
