@@ -852,6 +852,19 @@ def test_constants_that_are_external_data_are_not_looked_at(tmp_path: Path) -> N
     assert result == model
 
 
+def test_operands_that_come_from_nowhere() -> None:
+    """onnx_ir knows no sparse initializers."""
+    model = decomposed()
+    gamma = next(value for value in model.graph.input if value.name == "gamma")
+    model.graph.input.remove(gamma)
+    ones, places = np.ones(6, np.float32), np.arange(6)
+    tensors = [onnx.numpy_helper.from_array(each, name) for each, name in ((ones, "gamma"), (places, "places"))]
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(*tensors, [6]))
+    assert not fuse(model)[1].fused
+    model.graph.value_info.append(gamma)
+    assert len(fuse(model)[1].fused) == 1
+
+
 def test_slice_of_no_axes() -> None:
     """A gradient in a shape that a Slice leaves as it is."""
     model = decomposed()
