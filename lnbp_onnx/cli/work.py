@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from lnbp_onnx import spec
 from lnbp_onnx.graphs.inference import Functions, declare, infer, info_of
 from lnbp_onnx.graphs.operators import is_operator, parse_node, scopes
 from lnbp_onnx.graphs.specialise import specialise_functions
@@ -79,9 +80,10 @@ def _bytes_moved(node: ir.Node) -> int | None:
     if node.op_type in _MOVE_NOTHING:
         return 0
     read = [value for value in node.inputs if value is not None]
-    if is_operator(node):  # which does not read what its attributes make unused
-        used = parse_node(node, {}).inputs
-        read = [value for value, info in zip(node.inputs, used, strict=False) if value is not None and info is not None]
+    if is_operator(node):
+        named = zip(spec.INPUT_NAMES, parse_node(node, {}).inputs, node.inputs, strict=False)
+        # Beta's value enters no gradient, and what the attributes make unused is not read either.
+        read = [value for name, info, value in named if name != "beta" and info is not None and value is not None]
     return _sum(map(_size_in_bytes, {*read, *(output for output in node.outputs if output.name)}))
 
 
