@@ -8,7 +8,7 @@ const { chromium } = createRequire(import.meta.url)("playwright-core");
 const [executablePath, address, screenshot] = process.argv.slice(2);
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu", "--disable-quic"] });
 try {
-  const page = await browser.newPage();
+  const page = await browser.newPage({ viewport: { width: 800, height: 600 } });
   const faults = [];
   page.on("console", (message) => message.type() === "error" && faults.push(message.text()));
   page.on("pageerror", (error) => faults.push(String(error)));
