@@ -291,7 +291,7 @@ def examples(session: nox.Session) -> None:
         session.run("npm", "install", *options, "--prefix", str(folder), *packages, external=True)
     else:
         session.warn("node and npm are not installed: the test of onnxruntime-web is skipped")
-    tests = ["tests/test_examples.py", "tests/test_gpt_examples.py"]
+    tests = ["tests/test_examples.py", "tests/test_gpt_examples.py", "tests/test_page.py::test_in_a_browser"]
     session.run("pytest", "-q", *tests, env={"NODE_PATH": str(folder / "node_modules")})
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples that train a GPT give the same training wherever it runs."""
 
-import json
 import math
 import os
 import shutil
@@ -14,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from browsers import drive
 from onnx import ModelProto
 
 import lnbp_onnx
@@ -171,21 +171,12 @@ def gradient_nodes(model: ModelProto) -> list[tuple[object, ...]]:
 
 
 def test_in_a_browser(model: ModelProto) -> None:
-    node, browser = shutil.which("node"), shutil.which("chromium")
-    ask = "for (const name of ['onnxruntime-web', 'playwright-core']) require.resolve(name)"
-    if (
-        node is None
-        or browser is None
-        or subprocess.run([node, "-e", ask], stderr=subprocess.DEVNULL, cwd=EXAMPLES, check=False).returncode
-    ):
-        pytest.skip("node with onnxruntime-web and playwright-core, or Chromium, is not installed")
     command = [sys.executable, str(EXAMPLES / "train_in_browser.py"), "--steps", "20", "--rows", str(ROWS), "--no-open"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             address = server.stdout.readline().split()[0]
-            drive = [node, str(Path(__file__).with_name("drive_browser.mjs")), address, browser]
-            found = json.loads(subprocess.run(drive, stdout=subprocess.PIPE, text=True, check=True).stdout)
+            found = drive("drive_browser.mjs", address, needs=("onnxruntime-web",))
         finally:
             server.terminate()
     assert (found["error"], found["faults"]) == ("", [])

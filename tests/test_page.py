@@ -11,9 +11,11 @@ from xml.etree import ElementTree
 import onnx
 import onnx_ir as ir
 import pytest
+from browsers import drive
 from cases import Case
 from command_line import command
 from onnx import ModelProto, NodeProto, helper
+from onnx.reference import ReferenceEvaluator
 
 import lnbp_onnx
 
@@ -120,6 +122,60 @@ def users(model: ModelProto, name: str) -> list[str]:
     return [*nodes, *(output.name for output in model.graph.output if output.name == name)]
 
 
+def test_work_is_that_of_a_run() -> None:
+    """Bytes by what ONNX's evaluator computes at each node; operations of the formula for the node itself."""
+    rows, columns = 4, 6
+    model = Case("page", (rows, columns)).model()
+    standard = lnbp_onnx.decompose(model)
+    watched = ModelProto()
+    watched.CopyFrom(standard)
+    names = [name for node in watched.graph.node for name in node.output]
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    feeds = Case("page", (rows, columns)).feeds()
+    values = feeds | dict(zip(names, ReferenceEvaluator(watched).run(None, feeds), strict=True))
+    views = {"Constant", "Flatten", "Reshape", "Shape", "Squeeze", "Unsqueeze"}
+    moved = sum(
+        values[name].nbytes
+        for node in standard.graph.node
+        if node.op_type not in views
+        for name in {*node.input, *node.output}
+    )
+    shown = cells("Work", page.render(page.Subject("m", model, standard)))[0]
+    elements = rows * columns
+    once = sum(values[name].nbytes for name in {*model.graph.node[0].input, *model.graph.node[0].output} - {"beta"})
+    assert shown[1:5] == ["1", str(len(standard.graph.node)), f"{once:,}", f"{moved:,}"]
+    assert shown[5] == f"{13 * elements:,}"
+
+
+def cells(title: str, text: str) -> list[list[str]]:
+    """Return the texts of a table's body."""
+    (body,) = re.findall(rf"<h2>{title}</h2>.*?<tbody>(.*?)</tbody>", text, re.DOTALL)
+    rows = re.findall(r"<tr.*?>(.*?)</tr>", body, re.DOTALL)
+    return [[re.sub("<.*?>", "", cell) for cell in re.findall(r"<td.*?>(.*?)</td>", row)] for row in rows]
+
+
+def test_work_at_lengths_that_the_model_leaves_open() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17, "lnbp": 1]>
+        g (float[n, 4, 32] x, float[n, 4, 32] dy, float[32] gamma) => (float[n, 4, 32] dx)
+        { [node] dx = lnbp.LayerNormBackprop <use_stats = 0> (x, dy, gamma) }""")
+    text = page.render(page.Subject("m", model, lnbp_onnx.decompose(model)))
+    ((_, _, _, moved, _, operations, _),) = cells("Work", text)
+    assert (moved, operations) == (f"{4 * (3 * 128 * 4 * 32 + 32):,}", f"{14 * 128 * 4 * 32:,}")
+    assert "taken as 128: n." in text
+
+
+def test_what_a_runtime_needs() -> None:
+    model = onnx.load(ENCODER)
+    text = page.render(page.Subject("m", model, lnbp_onnx.embed(model)))
+    needs = {name: sides for name, *sides in cells("What a runtime needs", text)}
+    assert needs["opset"] == ["20", "20"]
+    assert needs["control flow"] == ["If, Loop", "If, Loop"]
+    assert needs["kernels of other operators"] == ["lnbp::LayerNormBackprop", "none"]
+    assert needs["functions of the model"] == ["none", "lnbp::LayerNormBackprop"]
+
+
 @pytest.mark.parametrize("path", [ENCODER, ROOT / "tests/data/jax_layernorm_vjp.onnx"], ids=lambda path: path.stem)
 def test_nothing_overlaps_and_lines_end_at_their_boxes(path: Path) -> None:
     model = ir.load(path)
@@ -183,6 +239,24 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
     assert re.findall(r"url\(|@import|fetch\(|https?:", text) == []
     assert set(re.findall(r'href="(.)', text)) == {"#"}
     assert "default-src 'none'" in text
+
+
+def test_in_a_browser(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    assert command("inspect", ENCODER, "--html", path).returncode == 0
+    found = drive("drive_page.mjs", path)
+    drawn = drawings(path.read_text("utf-8"))
+    boxes = [len(list(each.iter("rect"))) for each in drawn]
+    lines = [len(list(each.iter("path"))) for each in drawn]
+    assert found["faults"] == []
+    for view in found["views"].values():
+        assert [each["boxes"] for each in view["drawings"]] == boxes
+        assert [each["lines"] for each in view["drawings"]] == lines
+        assert all(each["isZoomed"] and each["overlaps"] == 0 for each in view["drawings"])
+        assert view["overflow"] == 0
+    backgrounds = {name: view["background"] for name, view in found["views"].items()}
+    assert len(set(backgrounds.values())) == 2
+    assert backgrounds["light 390"] == backgrounds["light 1200"]
 
 
 def test_pages_of_the_commands(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from lnbp_onnx import spec
 from lnbp_onnx.cli import report, svg
 from lnbp_onnx.cli.surroundings import Drawing, Places, drawing, region
 from lnbp_onnx.cli.svg import text_of
+from lnbp_onnx.cli.work import ASSUMED_LENGTH, Work, give_lengths, work_of
 from lnbp_onnx.errors import LnbpError
 from lnbp_onnx.files.new_files import replacing
 from lnbp_onnx.graphs.edit import apply, apply_in_place, blamed_on_model
@@ -124,16 +125,18 @@ def render(subject: Subject) -> str:
     models = [model for model in (subject.before, subject.after) if model is not None]
     own = models[-1] if subject.operators_in_after else models[0]
     with blamed_on_model(own):
-        rows = _Found(own, next((model for model in models if model is not own), None), subject).operators()
+        found = _Found(own, next((model for model in models if model is not own), None), subject)
+        rows = found.operators()
     sections = [
         f"<h1>{text_of(subject.title)}</h1>",
         f'<p>{spec.OP_TYPE} nodes: {len(rows)}. <span class="muted">lnbp-onnx {version("lnbp-onnx")}</span></p>',
         *(f"<p>{text_of(remark)}</p>" for remark in subject.remarks),
         _nodes_table(rows),
         _drawings(rows, subject),
+        _work_table(rows, subject, found.assumed),
         _missed_table(subject.missed),
         _counts_table("Operators", subject.sides, [*map(report.operator_counts, models)], absent="0"),
-        _counts_table("Operator sets", subject.sides, [*map(_opsets, models)]),
+        _needs_table(subject.sides, models),
     ]
     style, script = (resources.files(__package__).joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
@@ -155,12 +158,58 @@ class _Row:
         own: The drawing of the node; without boxes where it is not drawn.
         other: That of what has its place in the other model.
         is_function: Whether this is the function that stands for the node.
+        work: What the node has to do, and what has its place.
     """
 
     data: Mapping[str, Any]
     own: Drawing
     other: Drawing | None
-    is_function: bool = False
+    is_function: bool
+    work: tuple[Work, Work] | None
+
+
+@dataclass(frozen=True)
+class _Region:
+    """The nodes of one model that have the place of others.
+
+    Attributes:
+        nodes: The nodes, or those of the function that stands for them.
+        function: That function, if there is one.
+    """
+
+    nodes: Sequence[ir.Node]
+    function: ir.Function | None
+
+
+class _Pair:
+    """A model with the operator's nodes, and another one, in which others have their place."""
+
+    def __init__(self, own: ir.Model, other: ir.Model | None) -> None:
+        self.operators = specialised_operators(own)
+        self._places = Places(own)
+        self._other = other
+        if other is not None:
+            specialised_operators(other)
+            self._other_places = Places(other)
+
+    def own(self, place: str, names: Sequence[str]) -> list[ir.Node]:
+        """Return the nodes that compute values which both models have."""
+        shared = set() if self._other is None else self._other_places.names(place)
+        return region(self._values(self._places, place, names), shared)
+
+    def other(self, place: str, names: Sequence[str]) -> _Region | None:
+        """Return what computes them in the other model, None where it has nothing there."""
+        if self._other is None:
+            return None
+        nodes = region(self._values(self._other_places, place, names), self._places.names(place))
+        function = self._other.functions.get(OPERATOR_ID)
+        if function is not None and any(map(is_operator, nodes)):
+            return _Region(list(function), function)
+        return _Region(nodes, None) if nodes else None
+
+    def _values(self, places: Places, place: str, names: Sequence[str]) -> list[ir.Value]:
+        found = [places.value(place, name) for name in names]
+        return [value for value in found if value is not None]
 
 
 class _Found:
@@ -168,38 +217,41 @@ class _Found:
 
     def __init__(self, own: ModelProto, other: ModelProto | None, subject: Subject) -> None:
         self._results = subject.results or {}
-        self._own = ir.from_proto(own)
-        self._operators = specialised_operators(self._own)
-        self._own_places = Places(self._own)
-        self._other = None if other is None else ir.from_proto(other)
-        if self._other is not None:
-            specialised_operators(self._other)
-            self._other_places = Places(self._other)
+        self._is_alone = other is None
+        self._drawn = _Pair(ir.from_proto(own), None if other is None else ir.from_proto(other))
+        self._measured = None
+        self.assumed: list[str] = []
+        if other is not None:
+            pair = ir.from_proto(own), ir.from_proto(other)
+            self.assumed, _ = map(give_lengths, pair)
+            self._measured = _Pair(*pair)
 
     def operators(self) -> list[_Row]:
-        return [self._row(operator, index < _MOST_DRAWN) for index, operator in enumerate(self._operators)]
+        return [self._row(operator, index < _MOST_DRAWN) for index, operator in enumerate(self._drawn.operators)]
 
     def _row(self, operator: Operator, is_drawn: bool) -> _Row:
         data = report.describe(operator) | {"module": _module(operator.node)}
         result = self._results.get((data["node"], data["place"]))
         if result:
             data["result"] = result
-        if not is_drawn:
-            return _Row(data, Drawing((), ()), None)
         names = [output.name for output in operator.node.outputs if output.name]
-        shared = set() if self._other is None else self._other_places.names(operator.place)
-        own = region(operator.node.outputs, shared) if self._other is not None else [operator.node]
-        return _Row(data, drawing(own, names), *self._drawing_of_other(operator.place, names))
+        work = self._work(operator.place, names)
+        if not is_drawn:
+            return _Row(data, Drawing((), ()), None, False, work)
+        nodes = [operator.node] if self._is_alone else self._drawn.own(operator.place, names)
+        other = self._drawn.other(operator.place, names)
+        if other is None:
+            return _Row(data, drawing(nodes, names), None, False, work)
+        results = names if other.function is None else [output.name for output in other.function.outputs]
+        return _Row(data, drawing(nodes, names), drawing(other.nodes, results), other.function is not None, work)
 
-    def _drawing_of_other(self, place: str, names: Sequence[str]) -> tuple[Drawing | None, bool]:
-        if self._other is None:
-            return None, False
-        found = [self._other_places.value(place, name) for name in names]
-        nodes = region([value for value in found if value is not None], self._own_places.names(place))
-        function = self._other.functions.get(OPERATOR_ID)
-        if function is not None and any(map(is_operator, nodes)):
-            return drawing(list(function), [output.name for output in function.outputs]), True
-        return drawing(nodes, names) if nodes else None, False
+    def _work(self, place: str, names: Sequence[str]) -> tuple[Work, Work] | None:
+        if self._measured is None:
+            return None
+        other = self._measured.other(place, names)
+        if other is None or other.function is not None:  # a function's values have no shapes of their own
+            return None
+        return work_of(self._measured.own(place, names)), work_of(other.nodes)
 
 
 def _module(node: ir.Node) -> str:
@@ -215,10 +267,6 @@ def _module(node: ir.Node) -> str:
         return ""
     path, _, name = (gamma.name or "").rpartition(".")
     return path if name in _NAMES_OF_GAMMA else ""
-
-
-def _opsets(model: ModelProto) -> dict[str, int]:
-    return {each.domain or "ai.onnx": each.version for each in model.opset_import}
 
 
 def _nodes_table(rows: Sequence[_Row]) -> str:
@@ -285,6 +333,52 @@ def _figure(side: str, shown: Drawing | None) -> str:
         f'<figure class="zoomed"><h4>{side}</h4><div class="tools">{buttons}</div>'
         f'<div class="view">{drawn}</div></figure>'
     )
+
+
+def _work_table(rows: Sequence[_Row], subject: Subject, assumed: Sequence[str]) -> str:
+    measured = [(row, row.work[::-1] if subject.operators_in_after else row.work) for row in rows if row.work]
+    if not measured:
+        return ""
+    columns = [f"{what}, {side.lower()}" for what in ("nodes", "bytes moved", "operations") for side in subject.sides]
+    cells = []
+    for row, works in measured:
+        figures = zip(*map(_figures, works), strict=True)
+        cells.append([text_of(row.data["node"] or "(no name)"), *(each for pair in figures for each in pair)])
+    told = (
+        "Bytes are what each operator reads and writes, one by one: a runtime that fuses operators moves less. "
+        "Operations are those on numbers, for every element of a result, of the formula for the node itself."
+    )
+    if assumed:
+        told += f" Lengths that the model leaves open were taken as {ASSUMED_LENGTH}: {', '.join(assumed)}."
+    return f'{_table("Work", ["", *columns], cells, numbers=True)}<p class="muted">{text_of(told)}</p>'
+
+
+def _figures(work: Work) -> list[str]:
+    numbers = [work.nodes, work.bytes_moved, work.operations]
+    return ["unknown" if number is None else f"{number:,}" for number in numbers]
+
+
+def _needs_table(sides: Sequence[str], models: Sequence[ModelProto]) -> str:
+    """Return the table of what a runtime must have for each model."""
+    needs = [_needs(model) for model in models]
+    names = list(dict.fromkeys(name for each in needs for name in each))
+    rows = [[name, *(text_of(each.get(name, "none")) for each in needs)] for name in names]
+    return _table("What a runtime needs", ["", *(sides if len(models) > 1 else [""])], rows)
+
+
+def _needs(model: ModelProto) -> dict[str, str]:
+    counts = report.operator_counts(model)
+    own = {f"{function.domain}::{function.name}" for function in model.functions}
+    versions = {each.domain: each.version for each in model.opset_import}
+    custom = [name for name in counts if "::" in name and name not in own]
+    listed = {
+        "IR version": str(model.ir_version),
+        "opset": str(versions.get("", "none")),
+        "kernels of other operators": ", ".join(custom),
+        "functions of the model": ", ".join(sorted(own)),
+        "control flow": ", ".join(name for name in ("If", "Loop", "Scan") if name in counts),
+    }
+    return {name: value or "none" for name, value in listed.items()}
 
 
 def _missed_table(missed: Sequence[Mapping[str, str]]) -> str:
