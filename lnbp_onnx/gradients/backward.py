@@ -87,7 +87,7 @@ class Backward:
             The value to differentiate, which may come from another node now.
         """
         assumed: dict[ir.Value, TensorInfo] = {}
-        sequences: list[ir.Node] = []
+        sequences: dict[ir.Node, None] = {}
         while True:
             found = dependent(self._graph, sources, self.infos)
             nodes, _ = passed(self._graph, found, [of], self.infos)
@@ -99,7 +99,8 @@ class Backward:
             if not replacements and len(assumed) == known_before:
                 _remove_unused(sequences)
                 return of
-            sequences += [each for made in replacements for each in made.nodes if each.op_type == "SequenceConstruct"]
+            read = (value.producer() for each in replacements for value in each.node.inputs if value is not None)
+            sequences.update(dict.fromkeys(each for each in read if each and each.op_type == "SequenceConstruct"))
             renewed = {
                 old: new for each in replacements for old, new in zip(each.node.outputs, each.outputs, strict=False)
             }
