@@ -29,7 +29,7 @@ WRITTEN_OUT: Mapping[tuple[str, str], Callable[[TrainingOp], Outputs]] = Mapping
 def body(
     node: ir.Node, infos: Mapping[ir.Value, TensorInfo], opset: int, unique_name: Callable[[str], str]
 ) -> Replacement | None:
-    """Return what a node is defined by: the function of its ONNX schema, or an entry of `WRITTEN_OUT`; None without one.
+    """Return what a node is defined by: the function of its ONNX schema or an entry of `WRITTEN_OUT`, None without.
 
     A node that reads a sequence waits for what splits a tensor into it.
 
