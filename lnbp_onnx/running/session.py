@@ -17,8 +17,9 @@ import onnxruntime
 from onnx import ModelProto
 
 from lnbp_onnx.errors import InvalidModelError, KernelError, LnbpError
-from lnbp_onnx.files.model_io import STANDARD_STREAM, can_be_read_again, data_warnings, is_protobuf, runnable
+from lnbp_onnx.files.model_io import STANDARD_STREAM, byte_size, can_be_read_again, data_warnings, is_protobuf, runnable
 from lnbp_onnx.files.model_like import ModelLike, read_model
+from lnbp_onnx.files.new_files import LARGEST_PROTO
 from lnbp_onnx.graphs.edit import apply_in_place
 from lnbp_onnx.graphs.specialise import specialised_operators
 from lnbp_onnx.passes import held_training_ops, scatter_reductions
@@ -162,21 +163,25 @@ def _loadable(model: ModelLike, prepare: _Preparation | None) -> Iterator[str | 
         if prepare is not None:
             prepare(proto)
         if source is None:
-            yield _serialised(proto)
+            yield serialised(proto)
             return
         with runnable(proto, source) as loadable:
-            yield str(loadable) if isinstance(loadable, Path) else loadable.SerializeToString()
+            yield str(loadable) if isinstance(loadable, Path) else serialised(loadable)
 
 
-def _serialised(proto: ModelProto) -> bytes:
-    try:
-        serialised: bytes = proto.SerializeToString()
-    except Exception as error:  # its type depends on protobuf's implementation
+def serialised(proto: ModelProto) -> bytes:
+    """Return a model as bytes.
+
+    Raises:
+        InvalidModelError: Where it is too large for that.
+    """
+    if byte_size(proto) > LARGEST_PROTO:
         raise InvalidModelError(
-            f"The model cannot be serialised: {error} (where it has 2 GB or more, save it with external data, and give "
-            "its path)."
-        ) from error
-    return serialised
+            "The model has more than 2 GB, which no runtime takes at once (save it with external data, and give its "
+            "path)."
+        )
+    content: bytes = proto.SerializeToString()
+    return content
 
 
 def load_error(model: ModelLike, error: Exception) -> LnbpError:
