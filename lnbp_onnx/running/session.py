@@ -237,7 +237,7 @@ def scatter_reductions_of(model: ModelLike) -> list[str]:
         if not any(node.op_type == _SCATTER for graph in graphs for node in graph.all_nodes()):
             return []
     elif isinstance(model, str | Path):
-        if not Path(model).is_file():  # a pipe has been read
+        if not can_be_read_again(Path(model)):
             return []
         with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content.find(_SCATTER.encode()) < 0:
