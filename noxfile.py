@@ -177,8 +177,9 @@ def _check_library(session: nox.Session, library: str) -> None:
     """Hold the library to its two functions, and to the C library alone."""
     symbols = session.run("nm", "-D", "--defined-only", library, external=True, silent=True) or ""
     exported = {line.split()[-1].split("@")[0] for line in symbols.splitlines() if " T " in line}
-    if exported != {"RegisterCustomOps", "LnbpGetCustomOps"}:
-        session.error(f"The library exports {sorted(exported)}")
+    wanted = {name.removeprefix("_") for name in Path("ops/src/ort/exports.txt").read_text().split()}
+    if exported != wanted:
+        session.error(f"The library exports {sorted(exported)}; it must export {sorted(wanted)}")
     header = session.run("readelf", "-dlW", library, external=True, silent=True) or ""
     needed = {line.split("[")[1].split(".so")[0] for line in header.splitlines() if "(NEEDED)" in line}
     if not needed <= {"libc", "libm", "ld-linux-x86-64", "ld-linux-aarch64"}:

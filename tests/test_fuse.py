@@ -880,6 +880,13 @@ def test_statistic_in_the_shape_of_the_body_is_not_the_operators() -> None:
     one_row.graph.input[1].type.tensor_type.shape.dim[1].dim_value = 1
     del one_row.graph.value_info[:]
     assert not fuse(one_row)[1].fused
+    node = lnbp_onnx.make_node("x", "dy", outputs=["dx"], begin_norm_axis=2, use_affine=False, use_stats=False)
+    types = {"x": (FLOAT, [*lead, "c"]), "dy": (FLOAT, [*lead, "c"])}
+    one_column = lnbp_onnx.decompose(make_model([node], types, {"dx": (FLOAT, [*lead, "c"])}))
+    difference = next(node for node in one_column.graph.node if node.output[0].endswith("d_once"))
+    difference.CopyFrom(helper.make_node("Identity", [difference.input[1]], difference.output))
+    del one_column.graph.value_info[:]
+    assert not fuse(one_column)[1].fused
     next(node for node in model.graph.node if node.output[0].endswith("epsilon")).op_type = "Div"
     values = draw(x=[2, 3, 5], dy=[2, 3, 5], mean=[2, 3]) | {"variance": np.ones([2, 3], np.float32)}
     assert_same(ReferenceRunner(model).run(values), ReferenceRunner(fuse(model)[0]).run(values))

@@ -103,8 +103,8 @@ class Rebuilder:
     def _fit(self, x: ir.Value, dy: ir.Value, statistics: Sequence[ir.Value | None], axis: int) -> bool:
         """Return whether operands have shapes that the operator is likely to take, as far as these are known.
 
-        A length that is known at run time only may be 1. But where another operand has that length as 1, the body
-        broadcasts this one; and where x is what the body makes of the operator's, so may the others be.
+        A length that is known at run time only may be 1. But where one of x and dy has it as 1, or a statistic where x
+        has it, the body broadcasts; and where x is what the body makes of the operator's, so may the statistics be.
         """
         dims = self._infos[x].shape
         if dims is None:
@@ -113,15 +113,17 @@ class Rebuilder:
         of_statistics = (lead, lead + (1,) * (len(dims) - len(lead)), (static_size(lead),))
         is_of_body = producer(x, {"Flatten"}) is not None
 
-        def is_likely(value: ir.Value | None, allowed: Sequence[tuple[Dim, ...]]) -> bool:
+        def is_likely(value: ir.Value | None, allowed: Sequence[tuple[Dim, ...]], may_be_one: bool) -> bool:
             shape = None if value is None else self._infos[value].shape
             return shape is None or any(
                 may_match(shape, wanted)
-                and all(a == b or (a != 1 and not (b == 1 and is_of_body)) for a, b in zip(shape, wanted, strict=True))
+                and all(a == b or (a != 1 and (b != 1 or may_be_one)) for a, b in zip(shape, wanted, strict=True))
                 for wanted in allowed
             )
 
-        return is_likely(dy, (dims,)) and all(is_likely(each, of_statistics) for each in statistics)
+        return is_likely(dy, (dims,), False) and all(
+            is_likely(each, of_statistics, not is_of_body) for each in statistics
+        )
 
     def _look_up(self, guess: Gradient) -> Gradient | None:
         """Return a guess, which has no outputs yet, with those the graph has; None where input_delta is not there."""
