@@ -54,6 +54,7 @@ docs/api.md
 docs/architecture.md
 docs/matching.md
 docs/decisions/README.md
+docs/decisions/specification.md
 docs/decisions/polynomials.md
 docs/decisions/simd.md
 docs/decisions/abi-header.md

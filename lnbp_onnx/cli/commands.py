@@ -340,7 +340,7 @@ _add_rewriting(
     "fuse",
     "fused",
     lambda: (passes.FusePass,),
-    "no layer-norm gradient was found",
+    "no layer-norm gradient was found (docs/matching.md has what is recognised)",
     f"Find layer-norm gradients in standard operators and make each one {spec.OP_TYPE} node.",
     "fuse model.onnx",
     "fuse model.onnx fused.onnx --dry-run -v",
