@@ -319,7 +319,8 @@ def training_step(
     have defaults, so that the first run needs none:
 
     - the parameters, with their values;
-    - the optimizer's states of each, such as ``<parameter>.exp_avg``, zero; in float for parameters of a half type;
+    - the optimizer's states of each, such as ``<parameter>.exp_avg``: one zero, which is broadcast, so that the lengths
+      of the input are open; in float for parameters of a half type;
     - ``step``, int64, the number of runs before this one;
     - ``learning_rate``, a float, the optimizer's `lr`. It has no output; the loop may feed what its schedule wants.
 
