@@ -154,25 +154,30 @@ class ConvertedFunctionsOf {
   }
 
  private:
-  static constexpr std::size_t kMaxElements = 2048;
+  static constexpr std::size_t kMaxColumns = 2048;
+  // What is converted at a time, if it is more than a row: as much as keeps
+  // several arrays of it, and what is asked for ahead, in the first-level
+  // cache.
+  static constexpr std::size_t kBatch = 4096 / sizeof(C);
+  static constexpr std::size_t kLine = 64;
 
   static void WholeRows(const Tile<C>& tile, std::size_t num_rows,
                         std::size_t group_rows, RowMeans means,
                         RowValues<C>& values) {
     const std::size_t num_columns = tile.num_columns;
-    const std::size_t most = kMaxElements / num_columns;
-    if (most == 0) {
+    if (num_columns > kMaxColumns) {
       return LongRows::Table().whole_rows(tile, num_rows, group_rows, means,
                                           values);
     }
-    alignas(64) C x[kMaxElements];
-    alignas(64) C delta[kMaxElements];  // output_delta, then input_delta
+    const std::size_t most = num_columns < kBatch ? kBatch / num_columns : 1;
+    alignas(kLine) C x[kMaxColumns];
+    alignas(kLine) C delta[kMaxColumns];  // output_delta, then input_delta
     Tile<C> converted = tile;
     converted.input_forward = x;
     converted.output_delta = converted.input_delta = delta;
     converted.rows_ahead = converted.rows_summed_ahead = 0;
     converted.past_cache = false;
-    typename Steps::template StageOf<kMaxElements * sizeof(T)> stage;
+    typename Steps::template StageOf<kMaxColumns * sizeof(T)> stage;
     RowValues<C> some;
     some.has_residual = values.has_residual;
     for (std::size_t begin = 0; begin < num_rows; begin += most) {
@@ -186,17 +191,20 @@ class ConvertedFunctionsOf {
       }
       const std::size_t first = begin * num_columns;
       const std::size_t count = rows * num_columns;
-      if (tile.rows_ahead != 0) {
-        for (std::size_t i = first + count; i < first + 2 * count;
-             i += 64 / sizeof(T)) {
-          Steps::Prefetch(static_cast<const T*>(tile.input_forward) + i);
-          Steps::Prefetch(static_cast<const T*>(tile.output_delta) + i);
+      const auto ask_for_next = [&](const void* tensor) {
+        if (tile.rows_ahead == 0) return;
+        const T* const next = static_cast<const T*>(tensor) + first + count;
+        for (std::size_t i = 0; i < count; i += kLine / sizeof(T)) {
+          Steps::Prefetch(next + i);
         }
-      }
+      };
       Elements::Load(tile.input_forward, first, count, x);
       Elements::Load(tile.output_delta, first, count, delta);
+      // Not one right after the other: only so many lines can be on their way.
+      ask_for_next(tile.input_forward);
       ConvertedRows::Table().whole_rows(converted, rows, group_rows, means,
                                         some);
+      ask_for_next(tile.output_delta);
       T* const to = static_cast<T*>(tile.input_delta) + first;
       Elements::Store(delta, count, tile.past_cache ? stage.At(to) : to, 0);
       if (tile.past_cache) stage.Add(count * sizeof(T));
