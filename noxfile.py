@@ -177,8 +177,9 @@ def _check_library(session: nox.Session, library: str) -> None:
     """Hold the library to its two functions, and to the C library alone."""
     symbols = session.run("nm", "-D", "--defined-only", library, external=True, silent=True) or ""
     exported = {line.split()[-1].split("@")[0] for line in symbols.splitlines() if " T " in line}
-    if exported != {"RegisterCustomOps", "LnbpGetCustomOps"}:
-        session.error(f"The library exports {sorted(exported)}")
+    wanted = {name.removeprefix("_") for name in Path("ops/src/ort/exports.txt").read_text().split()}
+    if exported != wanted:
+        session.error(f"The library exports {sorted(exported)}; it must export {sorted(wanted)}")
     header = session.run("readelf", "-dlW", library, external=True, silent=True) or ""
     needed = {line.split("[")[1].split(".so")[0] for line in header.splitlines() if "(NEEDED)" in line}
     if not needed <= {"libc", "libm", "ld-linux-x86-64", "ld-linux-aarch64"}:
@@ -272,12 +273,13 @@ def torch(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv", requires=["build"])
 def support(session: nox.Session) -> None:
-    """A sample of the table in docs/pytorch.md, held to it; ``-- --part 3`` for a third, ``--part 1`` to write it."""
+    """A sample of the tables in docs/pytorch.md and docs/training.md, held to them; ``-- --part 1`` writes them."""
     session.install("torch==2.13.0", "transformers==5.24.0", _built(session, "dev,torch"))
     # Without what they ask for: of torchvision's own operators, built for another torch, timm uses none.
     session.install("--no-deps", "timm==1.0.31", "torchvision==0.28.0")
     session.install("pillow")
-    session.run("python", "tests/support_table.py", *(session.posargs or ["--part", "10"]))
+    for table in ("support_table", "gradient_support_table"):
+        session.run("python", f"tests/{table}.py", *(session.posargs or ["--part", "10"]))
 
 
 @nox.session(venv_backend="venv", requires=["build"])

@@ -154,6 +154,7 @@ def gradient(
     loss: str | None = ...,
     label: str | None = ...,
     class_axis: int = ...,
+    recompute: Sequence[str] = ...,
 ) -> ModelProto: ...
 @overload
 def gradient(
@@ -165,6 +166,7 @@ def gradient(
     loss: str | None = ...,
     label: str | None = ...,
     class_axis: int = ...,
+    recompute: Sequence[str] = ...,
 ) -> ir.Model: ...
 def gradient(
     model: Any,
@@ -175,6 +177,7 @@ def gradient(
     loss: str | None = None,
     label: str | None = None,
     class_axis: int = 1,
+    recompute: Sequence[str] = (),
 ) -> Any:
     """Return the model with the gradients of one of its values as further outputs ``<name>.grad``.
 
@@ -197,12 +200,15 @@ def gradient(
         label: The name of a further input, what `loss` compares `of` with: of its type and shape, or for a
             cross-entropy the classes, int64, of its shape without `class_axis`; -100 is a class that does not count.
         class_axis: The axis of the classes in `of`: 1, as torch has it, or the last one.
+        recompute: Names of forward values, or patterns of names as the shell's, that the gradients' part computes again
+            from the nearest others instead of keeping them: less memory for more time, with the same bits.
 
     Raises:
         InvalidModelError: Where the model cannot be used or its opset is older than 13; where a name is not one of the
             model's; where `of` does not depend on one of `wrt` in a way that has a gradient (nothing is zero in
             silence); where a gradient would pass an operator that is not covered, all of which are named; where `of`
-            is not of a type and rank that `loss` takes.
+            is not of a type and rank that `loss` takes; where `recompute` matches nothing that the gradients read, or
+            what draws random numbers or holds a graph.
         InvalidNodeError: Where a LayerNormalization is one that LayerNormBackprop does not take.
         ValueError: Where there is no such loss, or one without a label, or a label without one.
 
@@ -219,7 +225,9 @@ def gradient(
     """
     return apply(
         read_whole_model(model),
-        InTurn(*differentiation(of, wrt=wrt, seed=seed, loss=loss, label=label, class_axis=class_axis)),
+        InTurn(
+            *differentiation(of, wrt=wrt, seed=seed, loss=loss, label=label, class_axis=class_axis, recompute=recompute)
+        ),
     )
 
 
@@ -231,6 +239,7 @@ def differentiation(
     loss: str | None,
     label: str | None,
     class_axis: int,
+    recompute: Sequence[str] = (),
     patterns: bool = False,
 ) -> list[ir.passes.InPlacePass]:
     """Return the passes that write a loss, if one is wanted, and gradients; none where there is no `of`.
@@ -239,7 +248,8 @@ def differentiation(
         ValueError: Where the arguments do not go together.
     """
     if of is None:
-        given = [name for name, value in (("wrt", wrt), ("loss", loss), ("label", label)) if value is not None]
+        arguments = {"wrt": wrt, "loss": loss, "label": label, "recompute": recompute or None}
+        given = [name for name, value in arguments.items() if value is not None]
         if given:
             raise ValueError(
                 f"{argument(given[0])} is given without {argument('of')}; the gradients that a model has are taken as "
@@ -249,7 +259,7 @@ def differentiation(
     if loss is None:
         if label is not None:
             raise ValueError(f"{argument('label')} is given without {argument('loss')}, which would compare it.")
-        return [GradientPass(of=of, wrt=wrt, seed=seed, patterns=patterns)]
+        return [GradientPass(of=of, wrt=wrt, seed=seed, patterns=patterns, recompute=recompute)]
     if loss not in list(LossName):
         raise ValueError(
             f"{argument('loss')} is {loss!r}; it must be one of {', '.join(map(repr, map(str, LossName)))}."
@@ -258,7 +268,7 @@ def differentiation(
         raise ValueError(f"{argument('label')} is missing; a loss needs the name of the input that it compares with.")
     return [
         LossPass(LossName(loss), of=of, label=label, class_axis=class_axis),
-        GradientPass(of=LOSS, wrt=wrt, seed=seed, patterns=patterns),
+        GradientPass(of=LOSS, wrt=wrt, seed=seed, patterns=patterns, recompute=recompute),
     ]
 
 
@@ -272,6 +282,7 @@ def training_step(
     loss: str | None = ...,
     label: str | None = ...,
     class_axis: int = ...,
+    recompute: Sequence[str] = ...,
     clip_norm: float | None = ...,
     accumulation_steps: int = ...,
 ) -> ModelProto: ...
@@ -285,6 +296,7 @@ def training_step(
     loss: str | None = ...,
     label: str | None = ...,
     class_axis: int = ...,
+    recompute: Sequence[str] = ...,
     clip_norm: float | None = ...,
     accumulation_steps: int = ...,
 ) -> ir.Model: ...
@@ -297,6 +309,7 @@ def training_step(
     loss: str | None = None,
     label: str | None = None,
     class_axis: int = 1,
+    recompute: Sequence[str] = (),
     clip_norm: float | None = None,
     accumulation_steps: int = 1,
 ) -> Any:
@@ -306,7 +319,8 @@ def training_step(
     have defaults, so that the first run needs none:
 
     - the parameters, with their values;
-    - the optimizer's states of each, such as ``<parameter>.exp_avg``, zero; in float for parameters of a half type;
+    - the optimizer's states of each, such as ``<parameter>.exp_avg``: one zero, which is broadcast, so that the lengths
+      of the input are open; in float for parameters of a half type;
     - ``step``, int64, the number of runs before this one;
     - ``learning_rate``, a float, the optimizer's `lr`. It has no output; the loop may feed what its schedule wants.
 
@@ -323,6 +337,7 @@ def training_step(
         loss: As for `gradient`.
         label: As for `gradient`.
         class_axis: As for `gradient`.
+        recompute: As for `gradient`.
         clip_norm: What the norm of all gradients together is limited to, as ``torch.nn.utils.clip_grad_norm_`` does it.
         accumulation_steps: From how many runs a step is taken: every run adds its gradients to the states
             ``<parameter>.accumulated``, and the last of them takes the step, with their mean.
@@ -331,8 +346,8 @@ def training_step(
         InvalidModelError: As for `gradient`; where the model has no gradients of parameters and `of` is not given,
             where it has a name already that the step needs, and where a pattern of the optimizer matches no parameter.
         InvalidNodeError: As for `gradient`.
-        ValueError: As for `gradient`; where `clip_norm` or `accumulation_steps` is out of its range, or `wrt` or `loss`
-            is given without `of`.
+        ValueError: As for `gradient`; where `clip_norm` or `accumulation_steps` is out of its range, or what is
+            for `of` is given without it.
 
     Example:
         >>> import onnx, lnbp_onnx
@@ -345,7 +360,7 @@ def training_step(
         >>> [output.name for output in step.graph.output]
         ['loss', 'scale.updated', 'step.updated']
     """
-    passes = differentiation(of, wrt=wrt, loss=loss, label=label, class_axis=class_axis)
+    passes = differentiation(of, wrt=wrt, loss=loss, label=label, class_axis=class_axis, recompute=recompute)
     step = TrainingStepPass(
         optimizer,
         loss=of if loss is None else LOSS,

@@ -278,9 +278,7 @@ class _BodyBuilder:
         elif info.shape is not None and norm is not None:
             target = self._shapes.vector(self._shapes.norm_lengths(norm), "norm_shape")
         else:
-            value = self._writer.op(
-                "Reshape", value, self._shapes.aligned_shape(name), name=f"{name}_padded", shape=None
-            )
+            value = self._writer.reshape(value, self._shapes.aligned_shape(name), name=f"{name}_padded")
             target = self._shapes.norm_vector()
         value = self._writer.op("Expand", value, target, name=f"{name}_expanded", shape=None)
         return self._writer.op("Reshape", value, self._writer.ints(-1), name=f"{name}_columns", shape=columns)

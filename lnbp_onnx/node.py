@@ -518,7 +518,12 @@ def gradient_nodes(
                 f"{label}: output {index} {output!r} is omitted; the gradient needs it (give it a name)."
             )
     mean, inv_std_dev = names[1:3]
-    axis = next((attribute.i for attribute in forward.attribute if attribute.name == "axis"), -1)
+    axis = next((attribute for attribute in forward.attribute if attribute.name == "axis"), None)
+    if axis is not None and axis.ref_attr_name:
+        raise InvalidNodeError(
+            f"{label}: attribute 'axis' refers to {axis.ref_attr_name!r} of a function; the gradient needs its value "
+            "(write it in the node)."
+        )
     squared, variance = f"{inv_std_dev}_squared", f"{inv_std_dev}_variance"
     name = f"{forward.name}_grad" if forward.name else ""
     return [
@@ -532,7 +537,7 @@ def gradient_nodes(
             mean=mean,
             variance=variance,
             outputs=outputs,
-            begin_norm_axis=axis,
+            begin_norm_axis=-1 if axis is None else axis.i,
             epsilon=0.0,
             name=name,
         ),

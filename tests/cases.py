@@ -388,6 +388,7 @@ def _sizes() -> list[Case]:
             cases.append(Case(f"empty-{label}-{axis}-{stats:d}", shape, axis=axis, stats=stats))
     cases += [
         Case("empty-columns-broadcast", (5, 0), gamma_shape=(1,)),
+        Case("empty-columns-flat", (3, 0, 0), axis=1, gamma_shape=(0,)),
         Case("empty-columns-scalar", (5, 3, 0), axis=1, gamma_shape=(), beta_shape=(3, 1)),
         Case("empty-columns-last-axis", (5, 0, 3), axis=1, gamma_shape=(3,), t="float16"),
         Case("empty-rows-broadcast", (0, 4, 3), axis=1, gamma_shape=(4, 1), t="int8"),

@@ -35,7 +35,7 @@ def make_model(
     ]
     constants = [onnx.numpy_helper.from_array(array, name) for name, array in given.items() if name not in feeds]
     graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", element_type, None)], constants)
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid(*each) for each in (("", opset), ("com.microsoft", 1), (lnbp_onnx.DOMAIN, 1))]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     y = (run if dtype == np.float64 else run_in_onnxruntime)(model, feeds)["y"]
     shape = [None] * y.ndim if dynamic else y.shape

@@ -79,6 +79,14 @@ def test_numbers_that_make_no_comparison(argument: dict[str, Any], message: str)
         lnbp_onnx.compare(model, model, **argument)
 
 
+def test_models_of_more_than_2_gigabytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = identity(tensor("x", [3]))
+    monkeypatch.setattr("lnbp_onnx.running.session.LARGEST_PROTO", model.ByteSize() - 1)
+    for run in (lambda: lnbp_onnx.compare(model, model), lambda: lnbp_onnx.inference_session(model)):
+        with pytest.raises(lnbp_onnx.InvalidModelError, match="more than 2 GB"):
+            run()
+
+
 LARGE = tensor("x", ["rows", 64])
 
 

@@ -852,6 +852,46 @@ def test_constants_that_are_external_data_are_not_looked_at(tmp_path: Path) -> N
     assert result == model
 
 
+def test_operands_that_come_from_nowhere() -> None:
+    """onnx_ir knows no sparse initializers."""
+    model = decomposed()
+    gamma = next(value for value in model.graph.input if value.name == "gamma")
+    model.graph.input.remove(gamma)
+    ones = helper.make_tensor("gamma", FLOAT, [6], [1.0] * 6)
+    places = helper.make_tensor("places", TensorProto.INT64, [6], range(6))
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(ones, places, [6]))
+    assert not fuse(model)[1].fused
+    model.graph.value_info.append(gamma)
+    assert len(fuse(model)[1].fused) == 1
+
+
+def test_statistic_in_the_shape_of_the_body_is_not_the_operators() -> None:
+    """[a * b, 1] might be [a, b] by all that is known of the lengths, and a gradient of one row that of all."""
+    lead = ["a", "b"]
+    types = {"x": (FLOAT, [*lead, "c"]), "dy": (FLOAT, [*lead, "c"]), "mean": (FLOAT, lead), "variance": (FLOAT, lead)}
+    node = lnbp_onnx.make_node(
+        "x", "dy", mean="mean", variance="variance", outputs=["dx"], begin_norm_axis=2, use_affine=False
+    )
+    model = lnbp_onnx.decompose(make_model([node], types, {"dx": (FLOAT, [*lead, "c"])}))
+    assert len(fuse(model)[1].fused) == 1
+    one_row = ModelProto()
+    one_row.CopyFrom(model)
+    one_row.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 1
+    one_row.graph.input[1].type.tensor_type.shape.dim[1].dim_value = 1
+    del one_row.graph.value_info[:]
+    assert not fuse(one_row)[1].fused
+    node = lnbp_onnx.make_node("x", "dy", outputs=["dx"], begin_norm_axis=2, use_affine=False, use_stats=False)
+    types = {"x": (FLOAT, [*lead, "c"]), "dy": (FLOAT, [*lead, "c"])}
+    one_column = lnbp_onnx.decompose(make_model([node], types, {"dx": (FLOAT, [*lead, "c"])}))
+    difference = next(node for node in one_column.graph.node if node.output[0].endswith("d_once"))
+    difference.CopyFrom(helper.make_node("Identity", [difference.input[1]], difference.output))
+    del one_column.graph.value_info[:]
+    assert not fuse(one_column)[1].fused
+    next(node for node in model.graph.node if node.output[0].endswith("epsilon")).op_type = "Div"
+    values = draw(x=[2, 3, 5], dy=[2, 3, 5], mean=[2, 3]) | {"variance": np.ones([2, 3], np.float32)}
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(fuse(model)[0]).run(values))
+
+
 def test_slice_of_no_axes() -> None:
     """A gradient in a shape that a Slice leaves as it is."""
     model = decomposed()

@@ -1019,7 +1019,7 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     ),
     "no translation": (
         Written(lambda layer, x: torch.linalg.solve(torch.eye(4), layer(x)).sum()), (x,), {},
-        "cannot write it as ONNX.*linalg_solve.*as torch.where",
+        "has no ONNX for _linalg_solve_ex, of its forward.*as torch.where",
     ),
 }  # fmt: skip
 

@@ -502,14 +502,16 @@ def test_bad_models(kernel: Kernel, tmp_path: Path) -> None:
     models: list[tuple[Any, str]] = [
         (tmp_path / "absent.onnx", "absent.onnx: expected an ONNX model, the file is not there"),
         (str(tmp_path), "the file is a folder"),
+        ("x" * 5000, "File name too long"),
         (tmp_path / "text.onnx", "is not an ONNX model"),
         (b"no model", "The 8 bytes are not an ONNX model"),
         (42, "The model is of type int; it must be an onnx.ModelProto"),
         (model_of([helper.make_node("Nonsense", ["x"], ["dx"])], {"": TensorProto.FLOAT}, []), "Nonsense"),
     ]
     for model, message in models:
-        with pytest.raises(lnbp_onnx.InvalidModelError, match=message):
-            inference_session(model, kernel=kernel, sess_options=session_options())
+        for options in (session_options(), None):
+            with pytest.raises(lnbp_onnx.InvalidModelError, match=message):
+                inference_session(model, kernel=kernel, sess_options=options)
 
 
 def test_an_operand_of_unknown_type() -> None:

@@ -87,13 +87,17 @@ def test_epsilon_by_default() -> None:
     assert node.name == ""
 
 
-def test_gradient_needs_the_statistics() -> None:
+def test_gradient_needs_the_statistics_and_the_axis() -> None:
     unnamed = helper.make_node("LayerNormalization", ["x", "g"], ["y"])
     with pytest.raises(lnbp_onnx.InvalidNodeError, match="node 'y': output 1 'Mean' is omitted"):
         lnbp_onnx.gradient_nodes(unnamed, "dy")
     forward = helper.make_node("LayerNormalization", ["x", "g"], ["y", "mu"], name="ln")
     with pytest.raises(lnbp_onnx.InvalidNodeError, match="'ln': output 2 'InvStdDev' is omitted"):
         lnbp_onnx.gradient_nodes(forward, "dy")
+    of_function = helper.make_node("LayerNormalization", ["x", "g"], ["y", "mu", "rstd"], name="ln")
+    of_function.attribute.add(name="axis", ref_attr_name="a", type=onnx.AttributeProto.INT)
+    with pytest.raises(lnbp_onnx.InvalidNodeError, match="'ln': attribute 'axis' refers to 'a' of a function"):
+        lnbp_onnx.gradient_nodes(of_function, "dy")
     other = helper.make_node("BatchNormalization", ["x"], ["y"], name="bn")
     with pytest.raises(lnbp_onnx.InvalidNodeError, match=r"this is ai\.onnx::BatchNormalization"):
         lnbp_onnx.gradient_nodes(other, "dy")

@@ -2,6 +2,7 @@
 """Gradients that torch's exporter has no ONNX for, exported and run; needs torch."""
 
 import copy
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -125,7 +126,8 @@ class Decomposed(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        return self.decompositions.get(function, function)(*args, **(kwargs or {}))
+        result = self.decompositions.get(function, function)(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {})) if result is NotImplemented else result
 
 
 @st.composite
@@ -208,6 +210,167 @@ def test_resizing_under_a_checkpoint(reentrant: bool) -> None:
     module = Written(lambda layer, x: checkpoint(forward, layer, x, use_reentrant=reentrant).pow(3).mean())
     model = export_joint(module, (x,), input_gradients=["x"])
     assert_close(native(model, arrays({"x": x})), autograd(module, {"x": x}))
+
+
+def _found(compute: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    """What is computed of the inputs, and the gradients of those that require one for what is drawn by a seed."""
+    y = compute(*inputs)
+    upstream = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+    return y, torch.autograd.grad(y, [each for each in inputs if each.requires_grad], upstream)
+
+
+def assert_as_torch(compute: Callable[..., Tensor], *inputs: Tensor, tolerance: float = 1e-12) -> None:
+    """Hold results and gradients to torch's own, and to finite differences, in double."""
+    expected = _found(compute, *inputs)
+
+    def written(*inputs: Tensor) -> Tensor:
+        with WithExportableGradients():
+            return compute(*inputs)
+
+    with Decomposed():
+        found = _found(written, *inputs)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert torch.autograd.gradcheck(written, inputs, fast_mode=True)
+
+
+def doubles(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.double, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+
+
+def sizes(least: int, most: int, *, count: int | None = None) -> st.SearchStrategy[list[int]]:
+    return st.lists(st.integers(1, 5), min_size=count or least, max_size=count or most)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_drawn_slices_and_paddings(data: st.DataObject) -> None:
+    shape = data.draw(sizes(1, 3))
+    start, end, step = data.draw(st.tuples(st.integers(-6, 6), st.integers(-6, 6), st.integers(1, 2)))
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    assert_as_torch(lambda x: x.movedim(axis, 0)[start:end:step].movedim(0, axis).sin(), doubles(*shape))
+    sides = data.draw(st.lists(st.integers(0, 3), min_size=2 * len(shape), max_size=2 * len(shape)))
+    assert_as_torch(lambda x: functional.pad(x, sides, mode="replicate"), doubles(2, 1, *shape))
+
+
+@settings(max_examples=40)
+@given(sizes(2, 4), st.integers(-3, 3), st.data())
+def test_drawn_diagonals(shape: list[int], offset: int, data: st.DataObject) -> None:
+    first, second = data.draw(st.permutations(range(len(shape))))[:2]
+    assert_as_torch(lambda x: torch.diagonal(x, offset, first, second).sin(), doubles(*shape))
+    assert_as_torch(lambda x: torch.trace(x).sin(), doubles(*shape[:2]))
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 6), sizes(1, 2), st.booleans(), st.data())
+def test_drawn_indices(rows: int, shape: list[int], include_self: bool, data: st.DataObject) -> None:
+    """Which repeat, and count from the end, too."""
+    count = torch.Size(shape).numel()
+    taken = torch.tensor(data.draw(st.lists(st.integers(-rows, rows - 1), min_size=count, max_size=count)))
+    assert_as_torch(lambda x: torch.take(x, taken.reshape(shape)).sin(), doubles(rows))
+    index = (taken % rows).reshape(count, 1).expand(count, 2)
+    for reduce in ("mean", "sum", "amax"):
+
+        def reduced(x: Tensor, source: Tensor, reduce: str = reduce) -> Tensor:
+            return x.scatter_reduce(0, index, source, reduce, include_self=include_self).sin()
+
+        assert_as_torch(reduced, doubles(rows, 2), doubles(count, 2, seed=2))
+
+
+@settings(max_examples=40)
+@given(st.tuples(*[st.integers(1, 4)] * 6), st.sampled_from(["bilinear", "nearest"]), st.booleans(), st.data())
+def test_drawn_samples_of_images(sizes: Any, mode: str, align_corners: bool, data: st.DataObject) -> None:
+    batch, channels, *axes = sizes
+    x, grid = doubles(batch, channels, *axes[:2]), doubles(batch, *axes[2:], 2, seed=data.draw(st.integers(0, 99)))
+    padding = data.draw(st.sampled_from(["zeros", "border", "reflection"]))
+
+    def sampled(x: Tensor, grid: Tensor) -> Tensor:
+        return functional.grid_sample(x, 1.3 * grid, mode, padding, align_corners=align_corners)
+
+    if mode == "bilinear":
+        assert_as_torch(sampled, x, grid)
+    else:
+        assert_as_torch(sampled, x, grid.detach())
+
+
+@pytest.mark.filterwarnings("ignore:Since version 1.3.0, affine_grid behavior has changed:UserWarning")
+@settings(max_examples=40)
+@given(sizes(4, 5), st.booleans())
+def test_drawn_places_in_images(size: list[int], align_corners: bool) -> None:
+    axes = len(size) - 2
+
+    def placed(theta: Tensor) -> Tensor:
+        return functional.affine_grid(theta, size, align_corners=align_corners)
+
+    assert_as_torch(placed, doubles(size[0], axes, axes + 1))
+
+
+@settings(max_examples=40)
+@given(sizes(2, 4), st.tuples(st.integers(1, 4), st.integers(1, 30)), st.sampled_from([0.5, 1.0, 2.0, 3.0, torch.inf]))
+def test_drawn_distances(shape: list[int], rows: tuple[int, int], p: float) -> None:
+    first, second = (doubles(*shape[:-2], count, shape[-1], seed=count) for count in rows)
+    assert_as_torch(lambda first, second: torch.cdist(first, second, p), first, second)
+
+
+@settings(max_examples=40)
+@given(sizes(0, 2), st.integers(2, 4), st.integers(1, 3), st.booleans())
+def test_drawn_matrices(batch: list[int], rows: int, columns: int, left: bool) -> None:
+    matrix = doubles(*batch, rows, rows)
+    assert_as_torch(torch.linalg.det, matrix, tolerance=1e-10)
+    if rows > 3:  # which the exporter refuses
+        return
+    matrix = (matrix + 3 * torch.eye(rows)).detach().requires_grad_()
+    assert_as_torch(torch.linalg.inv, matrix, tolerance=1e-10)
+    other = doubles(*batch, *((rows, columns) if left else (columns, rows)), seed=1)
+    assert_as_torch(lambda matrix, other: torch.linalg.solve(matrix, other, left=left), matrix, other, tolerance=1e-10)
+    vector = doubles(*batch, rows, seed=2)
+    assert_as_torch(torch.linalg.solve, matrix, vector, tolerance=1e-10)
+
+
+@settings(max_examples=40)
+@given(sizes(2, 3), st.integers(-1, 1))
+def test_drawn_norms_of_weights(shape: list[int], dim: int) -> None:
+    v = doubles(*shape)
+    g = doubles(*(1 if dim == -1 or axis != dim else length for axis, length in enumerate(shape)), seed=1)
+    assert_as_torch(lambda v, g: torch._weight_norm(v, g, dim), v, g if dim >= 0 else g.flatten()[0].detach())
+
+
+OTHERS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
+    "product": ((3, 4), lambda x: x.prod(1)),
+    "product with a zero": ((3, 4), lambda x: (x * torch.tensor([1.0, 0, 1, 1])).prod(0) + x.prod()),
+    "cumulative sum": ((3, 4), lambda x: x.cumsum(1)),
+    "sort": ((3, 4), lambda x: x.sort(1, descending=True).values * torch.arange(4.0)),
+    "trace": ((3, 4), torch.trace),
+    "strides": ((3, 4), lambda x: x.as_strided((2, 3), (5, 1), 1)),
+    "overlapping strides": ((3, 4), lambda x: x.as_strided((3, 3), (1, 2))),
+    "put": ((3, 4), lambda x: x.index_put((torch.tensor([0, 2, 0]),), 2 * x.sin(), accumulate=True)),
+    "scatter": ((3, 4), lambda x: x.scatter(0, torch.tensor([[0, 2, 1, 1]]), 3 * x[:1])),
+    "mean of what is scattered": (
+        (3, 4), lambda x: x.scatter_reduce(0, torch.tensor([[0, 2, 1, 1], [0, 1, 1, 2]]), x[1:].sin(), "mean"),
+    ),
+    "distances": ((3, 4), lambda x: torch.cdist(x.sin(), x[:2])),
+    "taken": ((3, 4), lambda x: x.take(torch.tensor([[0, 11, -1], [3, 3, 5]]))),
+    "inverse": ((2, 3, 3), lambda x: torch.linalg.inv(x + 3 * torch.eye(3))),
+    "solution": ((2, 2, 2), lambda x: torch.linalg.solve(x + 3 * torch.eye(2), x.sin())),
+    "determinant": ((2, 3, 3), torch.linalg.det),
+    "image": ((2, 3, 4, 5), lambda x: functional.grid_sample(x, x[:, :2].tanh().movedim(1, 3), align_corners=False)),
+    "transformed image": (
+        (2, 3, 4, 6),
+        lambda x: functional.grid_sample(
+            x, functional.affine_grid(x[:, 0, :2, :3], list(x.shape), align_corners=False), align_corners=False
+        ),
+    ),
+    "border": ((2, 3, 4, 5), lambda x: functional.pad(x, (2, 1, 0, 3), mode="replicate")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_others(name: str) -> None:
+    shape, compute = OTHERS[name]
+    module = Written(lambda layer, x: compute(layer(x)).sin().pow(3).mean(), nn.Linear(shape[-1], shape[-1]))
+    x = torch.randn(shape, requires_grad=True)
+    model = export_joint(module, (x,), input_gradients=["x"])
+    expected = autograd(copy.deepcopy(module).double(), {"x": x.detach().double().requires_grad_()})
+    assert_close(native(model, arrays({"x": x})), expected)
 
 
 CONVOLUTIONS: dict[int, Any] = {

@@ -371,6 +371,14 @@ Label = Annotated[
 ClassAxis = Annotated[
     int, typer.Option("--class-axis", help="The axis of the classes, for cross-entropy: 1 or the last one.")
 ]
+Recompute = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--recompute",
+        metavar="PATTERN",
+        help="Forward values to compute again for the gradients instead of keeping them; may be repeated.",
+    ),
+]
 
 
 @_command("gradient", "gradient model.onnx --of loss", "gradient model.onnx --of loss --wrt '*.weight'")
@@ -385,6 +393,7 @@ def gradient(
     loss: Loss = None,
     label: Label = None,
     class_axis: ClassAxis = 1,
+    recompute: Recompute = None,
     target: Annotated[Path | None, _target("gradient")] = None,
     output: Output = None,
     in_place: InPlace = False,
@@ -398,7 +407,14 @@ def gradient(
     """Add the gradients of a value to a model, as outputs NAME.grad."""
     with _usage_errors():
         rewritings = api.differentiation(
-            of, wrt=wrt, seed=seed, loss=loss, label=label, class_axis=class_axis, patterns=True
+            of,
+            wrt=wrt,
+            seed=seed,
+            loss=loss,
+            label=label,
+            class_axis=class_axis,
+            recompute=recompute or (),
+            patterns=True,
         )
     size_threshold = _size_threshold(save_as_external_data, size_threshold)
     (job,) = jobs(_given(model, target), output, None, in_place=in_place, force=force, suffix="gradient")
@@ -436,6 +452,7 @@ def train_step(
     loss: Loss = None,
     label: Label = None,
     class_axis: ClassAxis = 1,
+    recompute: Recompute = None,
     optimizer: Annotated[OptimizerName, typer.Option("--optimizer", help="As torch.optim.AdamW or SGD.")] = (
         OptimizerName.ADAMW
     ),
@@ -497,7 +514,9 @@ def train_step(
     for name in settings.keys() - {field.name for field in fields(kind)}:
         raise UsageError(f"--{name.replace('_', '-')} is no setting of {optimizer}; leave it out.")
     with _usage_errors():
-        rewritings = api.differentiation(of, wrt=wrt, loss=loss, label=label, class_axis=class_axis, patterns=True)
+        rewritings = api.differentiation(
+            of, wrt=wrt, loss=loss, label=label, class_axis=class_axis, recompute=recompute or (), patterns=True
+        )
         step = passes.TrainingStepPass(
             kind(**settings),
             loss=of if loss is None else passes.LOSS,

@@ -91,7 +91,8 @@ def load_model(path: Path) -> ModelProto:
 
 def can_be_read_again(path: Path) -> bool:
     """Return whether a path is that of a file: what comes through a pipe or standard input can be read once."""
-    return path != STANDARD_STREAM and path.is_file()
+    # Path.is_file() fails at a name that is too long.
+    return path != STANDARD_STREAM and os.path.isfile(path)
 
 
 def is_protobuf(path: Path) -> bool:

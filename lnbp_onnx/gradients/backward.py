@@ -21,10 +21,12 @@ from lnbp_onnx.gradients.dependence import (
     used,
 )
 from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
+from lnbp_onnx.gradients.recomputation import Recomputation
 from lnbp_onnx.graphs.inference import declare, info_of, known
 from lnbp_onnx.graphs.inline import nodes_in
 from lnbp_onnx.graphs.operators import name_of
 from lnbp_onnx.graphs.replace import replace_nodes
+from lnbp_onnx.graphs.writer import Writer
 from lnbp_onnx.node import TensorInfo
 
 
@@ -64,6 +66,7 @@ class Backward:
         self.nodes: list[ir.Node] = []
         self._constants: dict[tuple[object, ...], ir.Value] = {}
         self._parts: dict[ir.Value, list[ir.Value]] = {}
+        self._deltas: dict[ir.Node, ir.Value] = {}
 
     def sources_of(self, candidates: Sequence[ir.Value], of: ir.Value) -> list[ir.Value]:
         """Return those of the candidates that a gradient of a value leads to."""
@@ -84,7 +87,7 @@ class Backward:
             The value to differentiate, which may come from another node now.
         """
         assumed: dict[ir.Value, TensorInfo] = {}
-        sequences: list[ir.Node] = []
+        sequences: dict[ir.Node, None] = {}
         while True:
             found = dependent(self._graph, sources, self.infos)
             nodes, _ = passed(self._graph, found, [of], self.infos)
@@ -96,7 +99,8 @@ class Backward:
             if not replacements and len(assumed) == known_before:
                 _remove_unused(sequences)
                 return of
-            sequences += [each for made in replacements for each in made.nodes if each.op_type == "SequenceConstruct"]
+            read = (value.producer() for each in replacements for value in each.node.inputs if value is not None)
+            sequences.update(dict.fromkeys(each for each in read if each and each.op_type == "SequenceConstruct"))
             renewed = {
                 old: new for each in replacements for old, new in zip(each.node.outputs, each.outputs, strict=False)
             }
@@ -120,7 +124,14 @@ class Backward:
                         found[state.before] = info
         return found
 
-    def write(self, of: ir.Value, seed: ir.Value, sources: Sequence[ir.Value], names: Sequence[str]) -> list[ir.Value]:
+    def write(
+        self,
+        of: ir.Value,
+        seed: ir.Value,
+        sources: Sequence[ir.Value],
+        names: Sequence[str],
+        recompute: Sequence[str] = (),
+    ) -> list[ir.Value]:
         """Write the gradients of the sources into the graph, and return them.
 
         Args:
@@ -128,9 +139,11 @@ class Backward:
             seed: Its own gradient.
             sources: What to differentiate by.
             names: How to call the gradients.
+            recompute: The names of values to compute again, as the shell's patterns.
 
         Raises:
-            InvalidModelError: Where a node cannot be differentiated; all such nodes are named.
+            InvalidModelError: Where a node cannot be differentiated; all such nodes are named. Where `recompute` names
+                what cannot be computed again.
         """
         uncovered = self._uncovered(self._graph, dependent(self._graph, sources, self.infos), [of])
         if uncovered:
@@ -151,8 +164,16 @@ class Backward:
                     f"{of.name!r} does not depend on {source.name!r} in a way that has a gradient (leave it out)."
                 )
             gradients.append(self._named(gradient, source, name, own))
-        self._graph.extend(used(self.nodes, gradients))
+        nodes = used(self.nodes, gradients)
+        if recompute:
+            nodes = Recomputation(self._graph, recompute, self._deltas, self._writer, self.unique_name).run(nodes)
+        self._graph.extend(nodes)
         return gradients
+
+    def _writer(self, prefix: str) -> Writer:
+        return Writer(
+            "What is computed again", self._opset, self.unique_name, self.infos, prefix=prefix, error=InvalidModelError
+        )
 
     def gradients(self, seeds: Parts, sources: Sequence[ir.Value]) -> list[ir.Value | None]:
         """Write the gradients of sources by those of other values, and return them; None for one that has none.
@@ -235,23 +256,26 @@ class Backward:
         deltas = [self._total(output) for output in node.outputs]
         if all(delta is None for delta in deltas):
             return
+        first = len(self.nodes)
         self._complete(node)
         deltas += [None] * (len(node.outputs) - len(deltas))
         wanted = [value is not None and value in found for value in node.inputs]
         op = self.op(node, deltas, wanted)
         if is_control_flow(node):
             self._add((if_gradient if node.op_type == "If" else loop_gradient)(op, self, found))
-            return
-        rule = rule_of(node, found)
-        assert rule is not None
-        gradients: Gradients = rule(op)
-        self._add(
-            [
-                (value, gradient)
-                for value, gradient, is_wanted in zip(node.inputs, gradients, wanted, strict=False)
-                if value is not None and gradient is not None and is_wanted
-            ]
-        )
+        else:
+            rule = rule_of(node, found)
+            assert rule is not None
+            gradients: Gradients = rule(op)
+            self._add(
+                [
+                    (value, gradient)
+                    for value, gradient, is_wanted in zip(node.inputs, gradients, wanted, strict=False)
+                    if value is not None and gradient is not None and is_wanted
+                ]
+            )
+        delta = next(delta for delta in deltas if delta is not None)
+        self._deltas.update(dict.fromkeys(self.nodes[first:], delta))
 
     def _add(self, parts: Parts) -> None:
         for value, gradient in parts:

@@ -8,10 +8,12 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from lnbp_onnx.body import build_body
 from lnbp_onnx.gradients.fused import FUSED
 from lnbp_onnx.gradients.sequences import SEQUENCES
 from lnbp_onnx.graphs.inference import known
 from lnbp_onnx.graphs.inline import written_out
+from lnbp_onnx.graphs.operators import is_operator, name_of, parse_node
 from lnbp_onnx.graphs.replace import Replacement
 from lnbp_onnx.node import TensorInfo
 from lnbp_onnx.training_ops import MICROSOFT_DOMAIN, TrainingOp
@@ -29,13 +31,19 @@ WRITTEN_OUT: Mapping[tuple[str, str], Callable[[TrainingOp], Outputs]] = Mapping
 def body(
     node: ir.Node, infos: Mapping[ir.Value, TensorInfo], opset: int, unique_name: Callable[[str], str]
 ) -> Replacement | None:
-    """Return what a node is defined by: the function of its ONNX schema, or an entry of `WRITTEN_OUT`; None without one.
+    """Return what a node is defined by: the function of its ONNX schema or an entry of `WRITTEN_OUT`, None without.
 
-    A node that reads a sequence waits for what splits a tensor into it.
+    LayerNormBackprop is what `decompose` makes of it. A node that reads a sequence waits for what splits a tensor into
+    it.
 
     Raises:
         InvalidModelError: Where a fused operator, or one on sequences, is in a form that cannot be written out.
+        InvalidNodeError: Where a LayerNormBackprop node is one that the specification refuses.
     """
+    if is_operator(node):
+        label = name_of(node)
+        operator = build_body(parse_node(node, infos), node.inputs, opset, lambda step: unique_name(f"{label}/{step}"))
+        return Replacement(node, operator.nodes, operator.outputs)
     written_as = WRITTEN_OUT.get((node.domain, node.op_type))
     if written_as is not None:
         if any(_is_split(value) for value in node.inputs):

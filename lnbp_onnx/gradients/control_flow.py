@@ -18,6 +18,7 @@ from lnbp_onnx.gradients.dependence import (
     captured,
     dependent,
     dependent_in,
+    is_random,
     iteration_of,
     passed,
     passed_in,
@@ -28,10 +29,6 @@ from lnbp_onnx.graphs.inference import subgraphs_of
 from lnbp_onnx.graphs.inline import nodes_in, rename
 from lnbp_onnx.graphs.operators import name_of
 from lnbp_onnx.node import TensorInfo, format_shape
-
-_RANDOM = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
 
 Parts = Sequence[tuple[ir.Value, ir.Value]]
 """Values, each with a gradient of it, of which it may have others."""
@@ -104,7 +101,7 @@ class _Copy:
         self.graph.extend(used([*forward, *self.walk.nodes], outputs))
         self.graph.outputs.extend(outputs)
         for node in nodes_in(self.graph):
-            if node.domain == "" and (node.op_type in _RANDOM or (node.op_type == "Dropout" and len(node.inputs) > 2)):
+            if is_random(node):
                 self.writer.refuse(
                     f"its {node.op_type} node {name_of(node)!r} draws random numbers, and would draw others where the "
                     "gradient computes it again (draw them outside)"

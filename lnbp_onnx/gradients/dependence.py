@@ -14,6 +14,9 @@ Infos = Mapping[ir.Value, TensorInfo]
 LOOPS = ("Loop", "Scan")
 CONTROL_FLOW = ("If", *LOOPS)
 
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 _QUANTIZING = frozenset(
     {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear"}
 )
@@ -63,6 +66,11 @@ class Iteration:
 def is_control_flow(node: ir.Node) -> bool:
     """Return whether a node is a branch or a loop."""
     return node.domain == "" and node.op_type in CONTROL_FLOW
+
+
+def is_random(node: ir.Node) -> bool:
+    """Return whether a node draws numbers, others each time."""
+    return node.domain == "" and (node.op_type in _RANDOM or (node.op_type == "Dropout" and len(node.inputs) > 2))
 
 
 def iteration_of(node: ir.Node) -> Iteration:

@@ -10,11 +10,40 @@ _TRAINING_MODE_OPSET = 14
 
 
 def layer_normalization(g: GradientOp) -> Gradients:
-    """One LayerNormBackprop node, with the statistics of the forward node."""
+    """One LayerNormBackprop node, with the statistics of the forward node.
+
+    With the gradients dM and dR of these: (dM - dR * R^3 * (X - M)) / n besides, n the number of a row's elements.
+    """
     _, mean, inv_std = g.node.outputs
     x, scale = g.input(0), g.input(1)
-    like = [x, *(value if g.wants(index) else None for index, value in enumerate(g.node.inputs[1:], 1))]
-    return g.training_op("LayerNormalizationGrad", g.dy, x, scale, mean, inv_std, like=like)
+    dy, *of_statistics = g.deltas
+    gradients: list[ir.Value | None] = [None] * len(g.node.inputs)
+    if dy is not None:
+        like = [x, *(value if g.wants(index) else None for index, value in enumerate(g.node.inputs[1:], 1))]
+        gradients = list(g.training_op("LayerNormalizationGrad", dy, x, scale, mean, inv_std, like=like))
+    if g.wants(0) and any(delta is not None for delta in of_statistics):
+        parts = [gradients[0], _of_statistics(g, x, mean, inv_std, *of_statistics)]
+        gradients[0] = g.op("Sum", *(part for part in parts if part is not None))
+    return gradients
+
+
+def _of_statistics(
+    g: GradientOp,
+    x: ir.Value,
+    mean: ir.Value,
+    inv_std: ir.Value,
+    dmean: ir.Value | None,
+    dinv_std: ir.Value | None,
+) -> ir.Value:
+    element_type = g.element_type(mean, inv_std)
+    count = g.cast(g.squeeze(g.product(g.part(g.shape_of(x), g.attribute("axis", -1))), 0), element_type)
+    total = None if dmean is None else g.op("Expand", dmean, g.shape_of(x))
+    if dinv_std is not None:
+        slope = g.op("Mul", dinv_std, g.op("Mul", inv_std, g.op("Mul", inv_std, inv_std)))
+        turned = g.op("Mul", g.op("Sub", mean, g.cast(x, element_type)), slope)
+        total = turned if total is None else g.op("Add", total, turned)
+    assert total is not None
+    return g.cast(g.op("Div", total, count), g.element_type(x))
 
 
 def rms_normalization(g: GradientOp) -> Gradients:

@@ -123,6 +123,8 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from each.inputs
         yield from each.initializers.values()
         for node in each:
+            # Of what comes from nowhere, as a sparse initializer does for onnx_ir, something may be declared.
+            yield from (value for value in node.inputs if value is not None and value.producer() is None)
             yield from node.outputs
 
 

@@ -72,8 +72,11 @@ def to_onnx(
             model = exported.model
             _tidy(model)
     except Exception as error:  # torch's exceptions have no common base but Exception
+        reason = str(_innermost(error)).rstrip(".")
+        missing = re.search(r"No ONNX function found for <OpOverload\(op='\w+\.(\w+)'", reason)
+        found = f"has no ONNX for {missing[1]}, of its forward pass or of a gradient" if missing else None
         raise call.refusal(
-            f"torch {torch.__version__} cannot write it as ONNX: {str(_innermost(error)).rstrip('.')}", _WAY_OUT
+            f"torch {torch.__version__} {found or f'cannot write it as ONNX: {reason}'}", _WAY_OUT
         ) from error
     passes.ClearMetadataAndDocStringPass()(model)
     graph = model.graph

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import onnxscript
 import torch
 from onnx.defs import OpSchema
@@ -29,6 +30,9 @@ def gradient_translations() -> Mapping[Any, Any]:
         NORMAL: partial(_random, op.RandomNormal, op.RandomNormalLike),
         torch.ops.aten.squeeze.dims: squeeze,
         torch.ops.aten.sym_numel.default: size,
+        torch.ops.aten.copy.default: copy,
+        torch.ops.prims.prod.default: product,
+        torch.ops.prims.as_strided_scatter.default: as_strided_scatter,
     }
 
 
@@ -41,6 +45,28 @@ def squeeze(self: Any, dim: Sequence[int]) -> Any:
 def size(self: Any) -> Any:
     """Translate ``aten.sym_numel``."""
     return op.Size(self)
+
+
+def copy(self: Any, src: Any, non_blocking: bool = False) -> Any:
+    """Translate ``aten.copy``; the exporter's own translation does not broadcast."""
+    del non_blocking
+    return op.Expand(op.CastLike(src, self), op.Shape(self))
+
+
+def product(inp: Any, dims: Sequence[int] | None, output_dtype: Any = None) -> Any:
+    """Translate ``prims.prod``."""
+    axes = [] if dims is None else [op.Constant(value_ints=list(dims))]
+    result = op.ReduceProd(inp, *axes, keepdims=0)
+    return result if output_dtype is None else op.Cast(result, to=int(output_dtype))
+
+
+def as_strided_scatter(input: Any, src: Any, size: Sequence[int], stride: Sequence[int], storage_offset: int) -> Any:
+    """Translate ``prims.as_strided_scatter`` into [elements], as the gradient of ``as_strided`` has it."""
+    if len(input.shape) != 1 or not all(isinstance(each, int) for each in (*size, *stride, storage_offset)):
+        raise NotImplementedError("as_strided_scatter into other tensors than those of a gradient of static sizes")
+    places = [storage_offset + sum(np.multiply(index, stride).tolist()) for index in np.ndindex(*size)]
+    flat = op.Reshape(src, op.Constant(value_ints=[-1]))
+    return op.ScatterElements(input, op.Constant(value_ints=places), flat, axis=0)
 
 
 def layer_norm(

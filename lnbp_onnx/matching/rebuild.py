@@ -8,7 +8,7 @@ shapes.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -22,7 +22,7 @@ from lnbp_onnx.matching.operands import Operands, Statistic
 from lnbp_onnx.matching.semantics import Infos
 from lnbp_onnx.matching.value_numbering import ValueNumbering
 from lnbp_onnx.matching.views import producer
-from lnbp_onnx.node import BackpropNode, attribute_protos, parse
+from lnbp_onnx.node import BackpropNode, Dim, attribute_protos, may_match, parse, static_size
 
 _DEEPEST_SHAPE = 8
 
@@ -88,6 +88,8 @@ class Rebuilder:
                         _stripped(parts.mean, ("Reshape", "Cast")),
                         _stripped(parts.variance, ("Reshape", "Cast")),
                     ):
+                        if not self._fit(x, dy, (mean, variance), axis):
+                            continue
                         if not self._look_ups:
                             return None
                         self._look_ups -= 1
@@ -97,6 +99,31 @@ class Rebuilder:
                         if found is not None:
                             return found
         return None
+
+    def _fit(self, x: ir.Value, dy: ir.Value, statistics: Sequence[ir.Value | None], axis: int) -> bool:
+        """Return whether operands have shapes that the operator is likely to take, as far as these are known.
+
+        A length that is known at run time only may be 1. But where one of x and dy has it as 1, or a statistic where x
+        has it, the body broadcasts; and where x is what the body makes of the operator's, so may the statistics be.
+        """
+        dims = self._infos[x].shape
+        if dims is None:
+            return True
+        lead = dims[:axis]
+        of_statistics = (lead, lead + (1,) * (len(dims) - len(lead)), (static_size(lead),))
+        is_of_body = producer(x, {"Flatten"}) is not None
+
+        def is_likely(value: ir.Value | None, allowed: Sequence[tuple[Dim, ...]], may_be_one: bool) -> bool:
+            shape = None if value is None else self._infos[value].shape
+            return shape is None or any(
+                may_match(shape, wanted)
+                and all(a == b or (a != 1 and (b != 1 or may_be_one)) for a, b in zip(shape, wanted, strict=True))
+                for wanted in allowed
+            )
+
+        return is_likely(dy, (dims,), False) and all(
+            is_likely(each, of_statistics, not is_of_body) for each in statistics
+        )
 
     def _look_up(self, guess: Gradient) -> Gradient | None:
         """Return a guess, which has no outputs yet, with those the graph has; None where input_delta is not there."""

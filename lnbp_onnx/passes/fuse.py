@@ -98,6 +98,8 @@ class FusePass(ir.passes.InPlacePass):
     - ``com.microsoft::LayerNormalizationGrad`` and ``InvertibleLayerNormalizationGrad``;
     - the function that `EmbedPass` writes goes; the nodes that call it are the operator already.
 
+    Left alone: what is written in opsets before 7, where an attribute says how an operand is broadcast.
+
     Refused, as a near miss with its reason: a formula that differs in a term (another axis, N, epsilon, operand, sign);
     shapes that are not known to be equal; what the specification refuses; a computation in double of float tensors;
     gradients for several seeds; a LayerNormalization whose Mean or InvStdDev is used by other arithmetic. One over the

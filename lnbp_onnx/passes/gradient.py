@@ -41,7 +41,13 @@ class GradientPass(ir.passes.InPlacePass):
     """
 
     def __init__(
-        self, *, of: str, wrt: Sequence[str] | None = None, seed: str | None = None, patterns: bool = False
+        self,
+        *,
+        of: str,
+        wrt: Sequence[str] | None = None,
+        seed: str | None = None,
+        patterns: bool = False,
+        recompute: Sequence[str] = (),
     ) -> None:
         """Take what `lnbp_onnx.gradient` does.
 
@@ -51,7 +57,9 @@ class GradientPass(ir.passes.InPlacePass):
             seed: As there.
             patterns: Whether `wrt` are patterns as the shell's. A pattern stands for all inputs and initializers of a
                 floating type that it matches and that a gradient of `of` leads to; there must be one at least.
+            recompute: As there.
         """
+        self._recompute = recompute
         self._of = of
         self._patterns = patterns
         self._wrt = wrt
@@ -85,7 +93,7 @@ class GradientPass(ir.passes.InPlacePass):
         names = [f"{source.name}.grad" for source in sources]
         for name in names:
             claim(name, unique_name, f"The model has the name {name!r}, which the gradient needs (rename it).")
-        gradients = backward.write(of, seed, sources, names)
+        gradients = backward.write(of, seed, sources, names, self._recompute)
         graph.outputs.extend(gradients)
         if any(node.domain == spec.DOMAIN for node in graph.all_nodes()):
             model.opset_imports.setdefault(spec.DOMAIN, spec.OP_VERSION)

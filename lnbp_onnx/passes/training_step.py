@@ -2,7 +2,6 @@
 """From the gradients of a model's parameters to their new values."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,7 +110,7 @@ class _Step:
         self._unique_name = unique_names(names_in(graph))
         self._nodes: list[ir.Node] = []
         self.parameters: dict[str, ir.Value] = {}
-        self.states: list[str] = []
+        self.states: dict[str, ir.Shape] = {}
 
     def write(self, clip_norm: float | None, runs: int) -> None:
         """Write the step; it is taken at the last of this number of runs."""
@@ -123,8 +122,8 @@ class _Step:
                 f"{listed(list(gradients))} (correct the pattern)."
             )
         w = self._writer("training_step/")
-        learning_rate = self._input(LEARNING_RATE, ir.DataType.FLOAT, (), self._optimizer.lr)
-        step = self._input(STEP, ir.DataType.INT64, (), 0)
+        learning_rate = self._input(LEARNING_RATE, ir.DataType.FLOAT, 0, self._optimizer.lr)
+        step = self._input(STEP, ir.DataType.INT64, 0, 0)
         number = w.op("Add", step, w.constant(1, ir.DataType.INT64))
         updated = {STEP: number}
         is_due = None
@@ -216,16 +215,18 @@ class _Step:
         }
 
     def _state(self, name: str, state: str) -> ir.Value:
-        """Return a new input of the shape of a parameter that is zero by default."""
-        parameter = self.parameters[name]
-        self.states.append(f"{name}.{state}")
-        return self._input(self.states[-1], _computed_type(parameter), _tensor_of(parameter).shape.numpy(), 0)
+        """Return a new input for the state of a parameter, by default a zero that is broadcast.
 
-    def _input(self, name: str, element_type: ir.DataType, shape: Sequence[int], default: float) -> ir.Value:
-        # One number in the place of all: the state of a large model is as large as the model.
-        values = np.broadcast_to(np.array(default, element_type.numpy()), shape)
-        tensor = ir.Tensor(values, name=self._new_name(name))
-        value = ir.Value(name=name, type=ir.TensorType(element_type), shape=ir.Shape(shape), const_value=tensor)
+        So its lengths are open: zeros of the shape of each parameter would make the file as large again.
+        """
+        parameter, full_name = self.parameters[name], f"{name}.{state}"
+        self.states[full_name] = ir.Shape(_tensor_of(parameter).shape.numpy())
+        return self._input(full_name, _computed_type(parameter), len(self.states[full_name]), 0)
+
+    def _input(self, name: str, element_type: ir.DataType, rank: int, default: float) -> ir.Value:
+        tensor = ir.tensor(np.full([1] * rank, default, element_type.numpy()), name=self._new_name(name))
+        shape = ir.Shape([None] * rank)
+        value = ir.Value(name=name, type=ir.TensorType(element_type), shape=shape, const_value=tensor)
         self._graph.register_initializer(value)
         self._graph.inputs.append(value)
         return value
@@ -233,7 +234,7 @@ class _Step:
     def _output(self, name: str, value: ir.Value) -> None:
         of = self._graph.initializers[name]
         value.name = self._new_name(f"{name}{_UPDATED}")
-        value.type, value.shape = of.type, of.shape
+        value.type, value.shape = of.type, self.states.get(name, of.shape)
         self._graph.outputs.append(value)
 
     def _new_name(self, name: str) -> str:

@@ -20,7 +20,7 @@ from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError, LnbpError
 from lnbp_onnx.graphs.operators import OPERATOR_ID
 from lnbp_onnx.reference import LayerNormBackprop
-from lnbp_onnx.running.session import inference_session, load_error, scatter_reductions_of
+from lnbp_onnx.running.session import inference_session, load_error, scatter_reductions_of, serialised
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -57,7 +57,7 @@ class PlainRunner:
     runtime = "onnxruntime"
 
     def __init__(self, model: onnx.ModelProto | Path, sess_options: onnxruntime.SessionOptions | None = None) -> None:
-        source = str(model) if isinstance(model, Path) else model.SerializeToString()
+        source = str(model) if isinstance(model, Path) else serialised(model)
         options = sess_options or _quiet_options(model)
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

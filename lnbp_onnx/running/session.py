@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+import onnx
 import onnx_ir as ir
 import onnxruntime
 from onnx import ModelProto
 
 from lnbp_onnx.errors import InvalidModelError, KernelError, LnbpError
-from lnbp_onnx.files.model_io import STANDARD_STREAM, can_be_read_again, data_warnings, is_protobuf, runnable
+from lnbp_onnx.files.model_io import STANDARD_STREAM, byte_size, can_be_read_again, data_warnings, is_protobuf, runnable
 from lnbp_onnx.files.model_like import ModelLike, read_model
+from lnbp_onnx.files.new_files import LARGEST_PROTO
 from lnbp_onnx.graphs.edit import apply_in_place
 from lnbp_onnx.graphs.specialise import specialised_operators
 from lnbp_onnx.passes import held_training_ops, scatter_reductions
@@ -162,21 +164,25 @@ def _loadable(model: ModelLike, prepare: _Preparation | None) -> Iterator[str | 
         if prepare is not None:
             prepare(proto)
         if source is None:
-            yield _serialised(proto)
+            yield serialised(proto)
             return
         with runnable(proto, source) as loadable:
-            yield str(loadable) if isinstance(loadable, Path) else loadable.SerializeToString()
+            yield str(loadable) if isinstance(loadable, Path) else serialised(loadable)
 
 
-def _serialised(proto: ModelProto) -> bytes:
-    try:
-        serialised: bytes = proto.SerializeToString()
-    except Exception as error:  # its type depends on protobuf's implementation
+def serialised(proto: ModelProto) -> bytes:
+    """Return a model as bytes.
+
+    Raises:
+        InvalidModelError: Where it is too large for that.
+    """
+    if byte_size(proto) > LARGEST_PROTO:
         raise InvalidModelError(
-            f"The model cannot be serialised: {error} (where it has 2 GB or more, save it with external data, and give "
-            "its path)."
-        ) from error
-    return serialised
+            "The model has more than 2 GB, which no runtime takes at once (save it with external data, and give its "
+            "path)."
+        )
+    content: bytes = proto.SerializeToString()
+    return content
 
 
 def load_error(model: ModelLike, error: Exception) -> LnbpError:
@@ -207,10 +213,14 @@ def _has_defaults(model: ModelLike) -> bool:
     if isinstance(model, str | Path) and not can_be_read_again(Path(model)):
         return False
     try:
-        graph = (model if isinstance(model, ModelProto) else read_model(model)[0]).graph
-    except LnbpError:
+        # Without the checks of read_model, which take most of its time.
+        if isinstance(model, bytes):
+            model = onnx.load_model_from_string(model)
+        elif not isinstance(model, ModelProto):
+            model = onnx.load_model(model, load_external_data=False)
+    except Exception:  # each format has its own exceptions
         return False
-    return len(fed_inputs(graph)) < len(graph.input)
+    return len(fed_inputs(model.graph)) < len(model.graph.input)
 
 
 def _warn_of_lost_updates(model: ModelLike) -> None:
@@ -232,7 +242,7 @@ def scatter_reductions_of(model: ModelLike) -> list[str]:
         if not any(node.op_type == _SCATTER for graph in graphs for node in graph.all_nodes()):
             return []
     elif isinstance(model, str | Path):
-        if not Path(model).is_file():  # a pipe has been read
+        if not can_be_read_again(Path(model)):
             return []
         with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content.find(_SCATTER.encode()) < 0:

@@ -73,7 +73,7 @@ class _Matrices:
     def of_axis(self, axis: int) -> ir.Value:
         w, floats = self._w, ir.DataType.FLOAT
         place, count = self._axes.index(axis), len(self._axes)
-        length = w.part(w.shape(self._x), axis, axis + 1)
+        length = self._length(self._x, axis)
         identity = w.op("EyeLike", w.filled(w.joined(length, length), 0.0, floats))
         none = w.constant(np.zeros(0), floats) if w.opset < 13 else None
         roi = none
@@ -82,8 +82,13 @@ class _Matrices:
             start, end = w.part(given, place, place + 1), w.part(given, count + place, count + place + 1)
             roi = w.joined(start, w.constant([0.0], floats), end, w.constant([1.0], floats))
         if self._scales is None:
-            operands = [roi, none, w.joined(w.part(w.shape(self.dy), axis, axis + 1), length)]
+            operands = [roi, none, w.joined(self._length(self.dy, axis), length)]
         else:
             scale = w.part(w.cast(self._scales, floats), place, place + 1)
             operands = [roi, w.joined(scale, w.constant([1.0], floats))]
         return w.cast(w.op("Resize", identity, *operands, **self._attributes), w.element_type(self.dy))
+
+    def _length(self, value: ir.Value, axis: int) -> ir.Value:
+        shape = self._w.info(value).shape
+        length = None if shape is None else shape[axis]
+        return self._w.ints(length) if isinstance(length, int) else self._w.part(self._w.shape(value), axis, axis + 1)

@@ -86,7 +86,8 @@ void TestInteger() {
   CHECK((FromCompute<T, C>(largest) == static_cast<T>(largest)));
   CHECK((FromCompute<T, C>(above) == static_cast<T>(largest)));
   CHECK((FromCompute<T, C>(C(-1e30)) == Limits::min()));
-  CHECK((FromCompute<T, C>(std::numeric_limits<C>::quiet_NaN()) == 0));
+  CHECK((FromCompute<T, C>(std::numeric_limits<C>::quiet_NaN()) ==
+         Limits::min()));
   if (sizeof(T) < sizeof(C)) {
     CHECK((FromCompute<T, C>(static_cast<C>(Limits::max())) == Limits::max()));
     CHECK((FromCompute<T, C>(static_cast<C>(Limits::min()) - C(0.5)) ==

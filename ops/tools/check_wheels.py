@@ -16,7 +16,8 @@ from pathlib import Path
 import lief
 
 ROOT = Path(__file__).parents[2]
-EXPORTS = {"RegisterCustomOps", "LnbpGetCustomOps"}
+# macOS has an underscore before each.
+EXPORTS = {line.removeprefix("_") for line in (ROOT / "ops/src/ort/exports.txt").read_text().split()}
 FORMATS = {"linux": lief.ELF.Binary, "macosx": lief.MachO.Binary, "win": lief.PE.Binary}
 MACHINES = {"x86_64": ("X86_64", "AMD64"), "amd64": ("X86_64", "AMD64"), "aarch64": ("AARCH64",), "arm64": ("ARM64",)}
 # Of the system, on every machine. The parts of glibc beside libc are files of their own before 2.34.

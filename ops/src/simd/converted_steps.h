@@ -12,6 +12,7 @@
 #include "element_types.h"
 #include "inline.h"
 #include "row_functions.h"
+#include "row_steps.h"
 #include "row_values.h"
 
 namespace lnbp {
@@ -34,9 +35,29 @@ struct OneRow {
   }
 };
 
+// `Steps` tells those of instruction sets apart.
+template <typename T, typename Steps>
+struct ConvertedElements {
+  using C = ComputeType<T>;
+
+  static void Load(const void* from, std::size_t begin, std::size_t count,
+                   C* to) {
+    for (std::size_t i = 0; i < count; ++i) {
+      to[i] = ToCompute<C>(LoadElement<T>(from, begin + i));
+    }
+  }
+  static void Store(const C* from, std::size_t count, void* to,
+                    std::size_t begin) {
+    for (std::size_t i = 0; i < count; ++i) {
+      StoreElement(to, begin + i, FromCompute<T>(from[i]));
+    }
+  }
+};
+
 template <typename T, typename StepsOfComputeType>
 struct ConvertedSteps {
   using C = ComputeType<T>;
+  using Elements = ConvertedElements<T, StepsOfComputeType>;
   using OneRow = lnbp::OneRow<C, StepsOfComputeType>;
 
   static constexpr std::size_t kRowsAtOnce = 1;
@@ -76,8 +97,8 @@ struct ConvertedSteps {
     for (std::size_t i = 0; i < tile.num_columns; i += kMaxColumns) {
       const Columns columns(tile, row, i);
       OneRow::Apply(columns.tile, row, values);
-      Store(columns.delta, columns.tile.num_columns, tile.input_delta,
-            row * tile.row_stride + i);
+      Elements::Store(columns.delta, columns.tile.num_columns, tile.input_delta,
+                      row * tile.row_stride + i);
     }
   }
 
@@ -87,19 +108,6 @@ struct ConvertedSteps {
   // Few enough for the arrays to stay in the first-level cache.
   static constexpr std::size_t kMaxColumns = 512;
 
-  static void Load(const void* from, std::size_t begin, std::size_t count,
-                   C* to) {
-    for (std::size_t i = 0; i < count; ++i) {
-      to[i] = ToCompute<C>(LoadElement<T>(from, begin + i));
-    }
-  }
-  static void Store(const C* from, std::size_t count, void* to,
-                    std::size_t begin) {
-    for (std::size_t i = 0; i < count; ++i) {
-      StoreElement(to, begin + i, FromCompute<T>(from[i]));
-    }
-  }
-
   // Columns of a row from `begin` on, as a tile in which every row is that one.
   struct Columns {
     Columns(const Tile<C>& from, std::size_t row, std::size_t begin)
@@ -107,8 +115,8 @@ struct ConvertedSteps {
       const std::size_t rest = from.num_columns - begin;
       const std::size_t count = rest < kMaxColumns ? rest : kMaxColumns;
       const std::size_t first = row * from.row_stride + begin;
-      Load(from.input_forward, first, count, x);
-      Load(from.output_delta, first, count, delta);
+      Elements::Load(from.input_forward, first, count, x);
+      Elements::Load(from.output_delta, first, count, delta);
       tile.input_forward = x;
       tile.output_delta = tile.input_delta = delta;
       tile.gamma += begin;
@@ -126,6 +134,82 @@ struct ConvertedSteps {
     alignas(64) C x[kMaxColumns];
     alignas(64) C delta[kMaxColumns];  // output_delta, then input_delta
   };
+};
+
+// RowFunctions made of ConvertedSteps, where rows that fit are converted once
+// for their sums and for input_delta.
+template <typename T, typename Steps>
+class ConvertedFunctionsOf {
+  using C = ComputeType<T>;
+  using Elements = ConvertedElements<T, Steps>;
+  using LongRows = RowFunctionsOf<T, C, ConvertedSteps<T, Steps>>;
+  using ConvertedRows = RowFunctionsOf<C, C, Steps>;
+
+ public:
+  static constexpr RowFunctions<C> Table() {
+    RowFunctions<C> table = LongRows::Table();
+    table.whole_rows = WholeRows;
+    table.finish_stores = Steps::FinishStores;
+    return table;
+  }
+
+ private:
+  static constexpr std::size_t kMaxColumns = 2048;
+  // What is converted at a time, if it is more than a row: as much as keeps
+  // several arrays of it, and what is asked for ahead, in the first-level
+  // cache.
+  static constexpr std::size_t kBatch = 4096 / sizeof(C);
+  static constexpr std::size_t kLine = 64;
+
+  static void WholeRows(const Tile<C>& tile, std::size_t num_rows,
+                        std::size_t group_rows, RowMeans means,
+                        RowValues<C>& values) {
+    const std::size_t num_columns = tile.num_columns;
+    if (num_columns > kMaxColumns) {
+      return LongRows::Table().whole_rows(tile, num_rows, group_rows, means,
+                                          values);
+    }
+    const std::size_t most = num_columns < kBatch ? kBatch / num_columns : 1;
+    alignas(kLine) C x[kMaxColumns];
+    alignas(kLine) C delta[kMaxColumns];  // output_delta, then input_delta
+    Tile<C> converted = tile;
+    converted.input_forward = x;
+    converted.output_delta = converted.input_delta = delta;
+    converted.rows_ahead = converted.rows_summed_ahead = 0;
+    converted.past_cache = false;
+    typename Steps::template StageOf<kMaxColumns * sizeof(T)> stage;
+    RowValues<C> some;
+    some.has_residual = values.has_residual;
+    for (std::size_t begin = 0; begin < num_rows; begin += most) {
+      const std::size_t rest = num_rows - begin;
+      const std::size_t rows = rest < most ? rest : most;
+      if (!values.has_residual) {
+        for (std::size_t row = 0; row < rows; ++row) {
+          some.mean[row] = values.mean[begin + row];
+          some.variance[row] = values.variance[begin + row];
+        }
+      }
+      const std::size_t first = begin * num_columns;
+      const std::size_t count = rows * num_columns;
+      const auto ask_for_next = [&](const void* tensor) {
+        if (tile.rows_ahead == 0) return;
+        const T* const next = static_cast<const T*>(tensor) + first + count;
+        for (std::size_t i = 0; i < count; i += kLine / sizeof(T)) {
+          Steps::Prefetch(next + i);
+        }
+      };
+      Elements::Load(tile.input_forward, first, count, x);
+      Elements::Load(tile.output_delta, first, count, delta);
+      // Not one right after the other: only so many lines can be on their way.
+      ask_for_next(tile.input_forward);
+      ConvertedRows::Table().whole_rows(converted, rows, group_rows, means,
+                                        some);
+      ask_for_next(tile.output_delta);
+      T* const to = static_cast<T*>(tile.input_delta) + first;
+      Elements::Store(delta, count, tile.past_cache ? stage.At(to) : to, 0);
+      if (tile.past_cache) stage.Add(count * sizeof(T));
+    }
+  }
 };
 
 }  // namespace lnbp

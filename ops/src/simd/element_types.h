@@ -150,8 +150,8 @@ LNBP_INLINE C ToCompute(T value) {
 
 // From the compute type `C` to an element: to nearest even, or toward zero for
 // an integer. An integer that is out of range becomes the nearest that `C` has,
-// and NaN 0, only because C++ leaves the plain cast undefined; nobody may rely
-// on it.
+// and NaN the lowest, only because C++ leaves the plain cast undefined; nobody
+// may rely on it.
 template <typename T, typename C>
 LNBP_INLINE T FromCompute(C value) {
   if constexpr (std::is_same_v<T, Float16>) {
@@ -164,10 +164,8 @@ LNBP_INLINE T FromCompute(C value) {
     constexpr C kLowest = static_cast<C>(Limits::min());
     constexpr C kHighest = static_cast<C>(Limits::max() / 2 + 1) *
                            (2 - std::numeric_limits<C>::epsilon());
-    C number = value == value ? value : 0;
-    number = number > kLowest ? number : kLowest;
-    number = number < kHighest ? number : kHighest;
-    return static_cast<T>(number);
+    const C number = value > kLowest ? value : kLowest;
+    return static_cast<T>(number < kHighest ? number : kHighest);
   } else {
     return static_cast<T>(value);
   }

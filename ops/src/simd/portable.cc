@@ -86,7 +86,13 @@ template <typename C>
 struct PortableSteps {
   static constexpr std::size_t kRowsAtOnce = 1;
   static constexpr bool kSumsAhead = false;
-  struct Stage {};
+  // C++ has no name for stores past the cache, nor for prefetching.
+  struct Stage {
+    static void* At(void* to) { return to; }
+    static void Add(std::size_t) {}
+  };
+  template <std::size_t>
+  using StageOf = Stage;
 
   template <std::size_t kRows>
   static void SumInput(const Tile<C>& tile, std::size_t row, const C* mean,
@@ -167,6 +173,7 @@ struct PortableSteps {
     }
   }
 
+  static void Prefetch(const void*) {}
   static void FinishStores() {}
 
   static const void* At(const void* tensor, const Tile<C>& tile,
@@ -177,12 +184,13 @@ struct PortableSteps {
 };
 
 template <typename T, typename C = ComputeType<T>>
-using StepsFor = std::conditional_t<std::is_same_v<T, C>, PortableSteps<C>,
-                                    ConvertedSteps<T, PortableSteps<C>>>;
+using FunctionsOf =
+    std::conditional_t<std::is_same_v<T, C>,
+                       RowFunctionsOf<C, C, PortableSteps<C>>,
+                       ConvertedFunctionsOf<T, PortableSteps<C>>>;
 
 template <typename T>
-constexpr RowFunctions<ComputeType<T>> kFunctions =
-    RowFunctionsOf<T, ComputeType<T>, StepsFor<T>>::Table();
+constexpr RowFunctions<ComputeType<T>> kFunctions = FunctionsOf<T>::Table();
 
 }  // namespace
 

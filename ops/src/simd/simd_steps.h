@@ -47,7 +47,9 @@ class SimdSteps {
   static constexpr std::size_t kRowsAtOnce = Isa::kRowsAtOnce;
   static constexpr bool kSumsAhead = Isa::kSumsAhead;
 
-  using Stage = lnbp::Stage<Isa, kRowsAtOnce * kStagedRowBytes>;
+  template <std::size_t kMaxBytes>
+  using StageOf = lnbp::Stage<Isa, kMaxBytes>;
+  using Stage = StageOf<kRowsAtOnce * kStagedRowBytes>;
 
   template <std::size_t kRows>
   static LNBP_INLINE void SumInput(const Tile& tile, std::size_t row,
@@ -107,6 +109,9 @@ class SimdSteps {
     }
   }
 
+  static LNBP_INLINE void Prefetch(const void* address) {
+    Isa::Prefetch(address);
+  }
   static void FinishStores() { Isa::FinishStores(); }
 
  private:
@@ -542,13 +547,14 @@ class SimdSteps {
 // Integers are converted: an instruction set has conversions of its own for the
 // floating types alone.
 template <typename T, typename Isa, typename C = ComputeType<T>>
-using SimdStepsFor =
+using SimdFunctionsOf =
     std::conditional_t<std::is_integral_v<T>,
-                       ConvertedSteps<T, SimdSteps<C, Isa>>, SimdSteps<T, Isa>>;
+                       ConvertedFunctionsOf<T, SimdSteps<C, Isa>>,
+                       RowFunctionsOf<T, C, SimdSteps<T, Isa>>>;
 
 template <typename T, typename Isa>
 constexpr RowFunctions<ComputeType<T>> kSimdFunctions =
-    RowFunctionsOf<T, ComputeType<T>, SimdStepsFor<T, Isa>>::Table();
+    SimdFunctionsOf<T, Isa>::Table();
 
 template <typename Isa>
 constexpr FunctionTable SimdFunctions() {
