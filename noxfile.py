@@ -294,6 +294,7 @@ def examples(session: nox.Session) -> None:
     else:
         session.warn("node and npm are not installed: the test of onnxruntime-web is skipped")
     tests = ["tests/test_examples.py", "tests/test_gpt_examples.py", "tests/test_page.py::test_in_a_browser"]
+    tests += ["tests/test_troubleshooting.py::test_a_message_of_another_runtime_is_quoted"]
     session.run("pytest", "-q", *tests, env={"NODE_PATH": str(folder / "node_modules")})
 
 

@@ -166,6 +166,16 @@ def test_work_at_lengths_that_the_model_leaves_open() -> None:
     assert "taken as 128: n." in text
 
 
+def test_no_work_at_lengths_that_do_not_fit() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17, "lnbp": 1]>
+        g (float[n, columns] x, float[n, columns] dy, float[32] gamma) => (float[n, columns] dx)
+        { [node] dx = lnbp.LayerNormBackprop <use_stats = 0> (x, dy, gamma) }""")
+    text = page.render(page.Subject("m", model, lnbp_onnx.decompose(model)))
+    assert len(drawings(text)) == 2
+    assert "<h2>Work</h2>" not in text
+
+
 def test_what_a_runtime_needs() -> None:
     model = onnx.load(ENCODER)
     text = page.render(page.Subject("m", model, lnbp_onnx.embed(model)))

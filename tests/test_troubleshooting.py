@@ -15,10 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import lnbp_onnx
+from program import NotInstalledError
+from runtimes import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/troubleshooting.md").read_text("utf-8")
-OF_OTHERS, OF_THE_PACKAGE = (re.findall(r"^### `(.*)`$", part, re.MULTILINE) for part in PAGE.split("\n## ")[1:])
+OF_OTHERS, OF_OTHER_RUNTIMES, OF_THE_PACKAGE = (
+    re.findall(r"^### `(.*)`$", part, re.MULTILINE) for part in PAGE.split("\n## ")[1:]
+)
 # No model of a few nodes was found that shows it with every runtime that the tests run on.
 NOT_PROVOKED = {"type inference failed"}
 
@@ -104,6 +108,23 @@ def test_a_warning_of_others_is_quoted(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert re.search(pattern(quoted), run.stderr)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "beginning"),
+    [("openvino", "No conversion"), ("opencv", "Can't"), ("tract", "Unimplemented"), ("iree", "failed to")],
+)
+def test_a_message_of_another_runtime_is_quoted(runtime: str, beginning: str, tmp_path: Path) -> None:
+    (quoted,) = (each for each in OF_OTHER_RUNTIMES if each.startswith(beginning))
+    onnx.save(model(), tmp_path / "m.onnx")
+    try:
+        with RUNTIMES[runtime](tmp_path / "m.onnx"):
+            pytest.fail("it takes the operator")
+    except NotInstalledError as reason:
+        pytest.skip(f"{runtime} is not installed ({reason})")
+    except Exception as error:
+        said = f"{error}\n{error.stderr.decode()}" if isinstance(error, subprocess.CalledProcessError) else str(error)
+    assert re.search(pattern(quoted), said)
 
 
 def test_every_message_of_others_is_provoked() -> None:

@@ -2,6 +2,7 @@
 """The page to look at: the nodes that were found, around each the graph before and after, in one file."""
 
 import base64
+import contextlib
 import copy
 import hashlib
 import os
@@ -222,9 +223,10 @@ class _Found:
         self._measured = None
         self.assumed: list[str] = []
         if other is not None:
-            pair = ir.from_proto(own), ir.from_proto(other)
-            self.assumed, _ = map(give_lengths, pair)
-            self._measured = _Pair(*pair)
+            with contextlib.suppress(LnbpError):  # of nodes to which the lengths that are taken do not fit
+                pair = ir.from_proto(own), ir.from_proto(other)
+                self.assumed, _ = map(give_lengths, pair)
+                self._measured = _Pair(*pair)
 
     def operators(self) -> list[_Row]:
         return [self._row(operator, index < _MOST_DRAWN) for index, operator in enumerate(self._drawn.operators)]
@@ -361,8 +363,7 @@ def _figures(work: Work) -> list[str]:
 def _needs_table(sides: Sequence[str], models: Sequence[ModelProto]) -> str:
     """Return the table of what a runtime must have for each model."""
     needs = [_needs(model) for model in models]
-    names = list(dict.fromkeys(name for each in needs for name in each))
-    rows = [[name, *(text_of(each.get(name, "none")) for each in needs)] for name in names]
+    rows = [[name, *(text_of(each[name]) for each in needs)] for name in needs[0]]
     return _table("What a runtime needs", ["", *(sides if len(models) > 1 else [""])], rows)
 
 
