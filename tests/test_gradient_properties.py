@@ -267,7 +267,7 @@ def test_losses(data: st.DataObject) -> None:
     attributes: dict[str, Any] = {"reduction": data.draw(st.sampled_from(["none", "sum", "mean"]))}
     inputs = "a l"
     if data.draw(st.booleans()):
-        inputs, arrays["w"] = "a l w", draw(classes, low=0.5, high=2.0).astype(np.float32)
+        inputs, arrays["w"] = "a l w", draw(classes, low=0.5, high=2.0)
     # A mean over nothing has no value.
     if data.draw(st.booleans()) and len(set(labels)) > 1:
         attributes["ignore_index"] = labels[0]
