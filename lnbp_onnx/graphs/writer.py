@@ -224,7 +224,8 @@ class Writer:
             for element_type, rank in inputs
         ]
         outer, self.nodes = self.nodes, []
-        outer_constants, self.constants = self.constants, dict(self.constants)
+        # Constants of its own: in a subgraph shape inference does not know what those outside are.
+        outer_constants, self.constants = self.constants, {}
         try:
             outputs = build(*values)
             return ir.Graph(values, outputs, nodes=self.nodes, name=name)
