@@ -99,26 +99,13 @@ def _length(w: Writer, value: ir.Value) -> ir.Value:
     return w.squeeze(w.shape(value), 0)
 
 
-def _range(w: Writer, start: ir.Value, end: ir.Value) -> ir.Value:
-    return w.op("Range", start, end, _scalar(w, 1))
-
-
-def _scalar(w: Writer, value: int) -> ir.Value:
-    return w.constant(value, ir.DataType.INT64)
-
-
-def _count_to(w: Writer, length: ir.Value) -> ir.Value:
-    """Return the numbers from 0 to below a vector of one."""
-    return _range(w, _scalar(w, 0), w.squeeze(length, 0))
-
-
 def _places(w: Writer, chosen: ir.Value) -> ir.Value:
     """Return where a vector is true. Compress would do in one, but leaves the rank unknown in OpenVINO."""
     return w.flat(w.op("NonZero", chosen, element_type=ir.DataType.INT64))
 
 
 def _on_grid(w: Writer, length: ir.Value, distance: ir.Value) -> ir.Value:
-    return w.compare("Equal", w.op("Mod", _count_to(w, length), distance), w.ints(0))
+    return w.compare("Equal", w.op("Mod", w.count_to(length), distance), w.ints(0))
 
 
 def _both(w: Writer, a: ir.Value, b: ir.Value) -> ir.Value:
@@ -140,7 +127,7 @@ def _row_sums(w: Writer, index: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.
     segments = w.shape(starts)
     lengths = w.op("Sub", w.joined(w.part(starts, 1), count), starts)
     lengths, by_length = w.ops("TopK", lengths, segments, outputs=2, element_type=integer, largest=0)
-    sources = w.op("ScatterElements", by_length, by_length, _count_to(w, segments))
+    sources = w.op("ScatterElements", by_length, by_length, w.count_to(segments))
 
     # Blocks of segments of about one length; the last one is filled up with empty segments, one at least: a loop
     # without iterations has no shape in OpenVINO and ONNX's own evaluator.
@@ -166,7 +153,7 @@ def _row_sums(w: Writer, index: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.
 
     def of_block(number: ir.Value) -> ir.Value:
         length = w.op("Gather", longest, number)
-        offsets = _count_to(w, length)
+        offsets = w.count_to(length)
         place = w.op("Gather", padded_order, w.op("Add", w.op("Gather", block_starts, number), offsets))
         gathered = w.op("Gather", rows, place, axis=0)
         # Not ReduceSum, whose order in ONNX Runtime depends on whether there are more segments than threads.
@@ -196,12 +183,13 @@ def _row_sums(w: Writer, index: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.
     parts = w.op("Sub", sources, singles)
 
     def of_key(number: ir.Value) -> ir.Value:
-        place = w.op("Gather", parts, _range(w, w.op("Gather", firsts, number), w.op("Gather", lasts, number)))
+        first, last = (w.op("Gather", each, number) for each in (firsts, lasts))
+        place = w.op("Gather", parts, w.op("Range", first, last, w.constant(1, ir.DataType.INT64)))
         return w.reduce("ReduceSum", w.op("Gather", added, place, axis=0), [0], keepdims=False)
 
     totals = _loop(w, firsts, of_key, element_type)
     rows = w.joined(w.op("Gather", rows, single, axis=0), added, totals)
-    others = w.op("Add", _count_to(w, w.shape(several)), w.op("Add", singles, added_length))
+    others = w.op("Add", w.count_to(w.shape(several)), w.op("Add", singles, added_length))
     sources = w.op("ScatterElements", w.op("Gather", sources, runs), several, others)
     return w.op("Gather", keys, w.op("Gather", starts, runs)), sources, rows
 
