@@ -33,6 +33,11 @@ def test_what_a_page_names_exists(page: Path) -> None:
     assert [name for name in sorted(names) if not any(any(folder.glob(name)) for folder in folders)] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_holds_nothing_that_a_merge_left(page: Path) -> None:
+    assert not re.search(r"^(<{7}|={7}|>{7})( |$)", page.read_text("utf-8"), re.MULTILINE)
+
+
 def test_what_a_comment_of_the_cpp_code_names_exists() -> None:
     named = {
         (str(source.relative_to(ROOT)), name)

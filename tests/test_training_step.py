@@ -349,11 +349,21 @@ def test_save_parameters_with_external_data(tmp_path: Path) -> None:
     np.testing.assert_array_equal(parameters_of(whole)["bias"], parameters_of(regression())["bias"])
 
 
+class OnDevice:
+    """As torch's tensors that are elsewhere, or have a gradient."""
+
+    def __array__(self) -> None:
+        raise RuntimeError("call cpu() first")
+
+
 def test_values_that_fit_no_parameter() -> None:
     values = {"w": np.zeros((2, 3), np.float32), "bias": np.zeros(2), "v": np.zeros(1), "x": [["a"], []]}
+    values |= {"text": "abc", "none": None, "tensor": OnDevice()}
     with pytest.raises(lnbp_onnx.InvalidModelError) as error:
         lnbp_onnx.save_parameters(regression(), values)
     for part in ("'w' has shape [2, 3]", "'bias' is of type DOUBLE", "no initializer 'v'", "'x' is no array"):
+        assert part in str(error.value)
+    for part in ("'text' is no array", "'none' is no array", "'tensor' is no array of numbers: call cpu() first"):
         assert part in str(error.value)
 
 

@@ -29,8 +29,11 @@ def put_values(model: ModelProto | ir.Model, values: Mapping[str, Any]) -> None:
     tensors, faults = {}, []
     for name, value in values.items():
         try:
-            tensors[name] = ir.Tensor(np.asarray(value), name=name)
-        except (TypeError, ValueError) as error:
+            array = np.asarray(value)
+            if array.dtype.kind in "OUS":
+                raise TypeError(f"it is of NumPy's type {array.dtype}")
+            tensors[name] = ir.Tensor(array, name=name)
+        except Exception as error:  # each kind of array has its own, as torch's for one that requires a gradient
             faults.append(f"The value of {name!r} is no array of numbers: {error} (give an array).")
             continue
         faults += _faults(name, tensors[name], found.get(name))

@@ -120,7 +120,7 @@ def pad(g: GradientOp) -> Gradients:
     x, pads, axes = g.input(0), g.input(1), g.optional_input(3)
     if g.attribute("mode", "constant") != "constant":
         size = g.product(g.shape_of(x))
-        count = g.op("Range", *(g.squeeze(each, 0) for each in (g.ints(0), size, g.ints(1))))
+        count = g.count_to(size)
         places = g.op("Pad", g.shaped_like(count, x), pads, None, axes, mode=g.attribute("mode", ""))
         (dy,) = g.computed(g.dy)
         sums = added_elements(g, size, g.flat(places), dy)

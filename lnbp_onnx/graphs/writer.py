@@ -372,6 +372,11 @@ class Writer:
         """Return ``vector[start:end]``."""
         return self.op("Slice", vector, self.ints(start), self.ints(INT64_MAX if end is None else end), self.ints(0))
 
+    def count_to(self, length: ir.Value) -> ir.Value:
+        """Return the numbers from 0 to below a vector of one as an int64 vector."""
+        start, step = (self.constant(each, ir.DataType.INT64) for each in (0, 1))
+        return self.op("Range", start, self.squeeze(length, 0), step)
+
     def joined(self, *vectors: ir.Value) -> ir.Value:
         """Return vectors as one."""
         return self.op("Concat", *vectors, axis=0)

@@ -3,11 +3,11 @@
 
 import onnx_ir as ir
 
+from lnbp_onnx.graphs.writer import INT64_MAX
 from lnbp_onnx.training_ops.row_sums import add_rows, positions
 from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp, compute_type
 
 _SCATTER_ELEMENTS_ADDS_FROM = 16
-_INT64_MAX = 2**63 - 1
 # NumPy's, and more than any runtime takes.
 _LARGEST_RANK = 64
 
@@ -25,7 +25,7 @@ def gather_grad(w: TrainingOp) -> Outputs:
     outer, inner = (w.product(w.joined(one, lengths)) for lengths in (before, after))
     index_shape = w.info(indices).shape
     if axis != 0 and index_shape is not None and set(index_shape) <= {1}:
-        index = positions(w, w.reshape(indices, w.ints(1, 1)), length, 1, _range(w, outer))
+        index = positions(w, w.reshape(indices, w.ints(1, 1)), length, 1, w.count_to(outer))
         zeros = w.filled(w.joined(w.op("Mul", outer, length), inner), 0.0, w.element_type(dy))
         rows = w.reshape(dy, w.joined(outer, inner))
         result = add_rows(w, zeros, index, rows, is_zero=True, is_distinct=True)
@@ -63,7 +63,7 @@ def gather_nd_grad(w: TrainingOp) -> Outputs:
     one = w.ints(1)
     batch = w.product(w.part(shape, 0, batch_dims)) if batch_dims else one
     # An index tuple as a position in the indexed axes, which are read as one.
-    start = w.reshape(_range(w, batch), w.joined(batch, one))
+    start = w.reshape(w.count_to(batch), w.joined(batch, one))
     tuples = w.op("Reshape", indices, w.joined(batch, w.ints(-1, depth)))
     index = w.flat(positions(w, tuples, w.part(shape, batch_dims, batch_dims + depth), depth, start))
     indexed = w.product(w.part(shape, 0, batch_dims + depth))
@@ -85,7 +85,7 @@ def gather_elements_grad(w: TrainingOp) -> Outputs:
     size, length, indices_shape, one = w.product(shape), _at(w, shape, axis), w.shape(indices), w.ints(1)
     ends = w.joined(w.part(indices_shape, 0, axis), one, _after(w, indices_shape, axis))
     starts = w.filled(w.shape(ends), 0, ir.DataType.INT64)
-    first = w.op("Slice", w.reshape(_range(w, size), shape), starts, ends)
+    first = w.op("Slice", w.reshape(w.count_to(size), shape), starts, ends)
     index = positions(w, w.unsqueeze(indices, -1), length, 1)
     stride = w.product(w.joined(one, _after(w, shape, axis)))
     index = w.flat(w.op("Add", w.op("Mul", index, stride), first))
@@ -102,18 +102,13 @@ def added_elements(w: TrainingOp, size: ir.Value, index: ir.Value, values: ir.Va
     return w.flat(add_rows(w, zeros, index, w.unsqueeze(values, 1), is_zero=True))
 
 
-def _range(w: TrainingOp, length: ir.Value) -> ir.Value:
-    zero, step = w.constant(0, ir.DataType.INT64), w.constant(1, ir.DataType.INT64)
-    return w.op("Range", zero, w.squeeze(length, 0), step)
-
-
 def _at(w: TrainingOp, shape: ir.Value, axis: int) -> ir.Value:
     return w.part(shape, axis, None if axis == -1 else axis + 1)
 
 
 def _after(w: TrainingOp, shape: ir.Value, axis: int) -> ir.Value:
     """Return the lengths after an axis."""
-    return w.part(shape, _INT64_MAX if axis == -1 else axis + 1)
+    return w.part(shape, INT64_MAX if axis == -1 else axis + 1)
 
 
 def slice_grad(w: TrainingOp) -> Outputs:
@@ -125,7 +120,7 @@ def slice_grad(w: TrainingOp) -> Outputs:
     element_type = w.element_type(dy, w.node.outputs[0])
     dy = w.cast(dy, compute_type(element_type))
     size = w.product(shape)
-    places = w.reshape(_range(w, size), shape)
+    places = w.reshape(w.count_to(size), shape)
     places = w.op("Slice", places, starts, ends, w.optional_input(4), w.optional_input(5))
     zeros = w.filled(size, 0.0, w.element_type(dy))
     result = w.op("ScatterElements", zeros, w.flat(places), w.flat(dy), axis=0)

@@ -9,6 +9,7 @@ written once: onto zeros by a Gather of the sums, else by a ScatterND without a 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -99,26 +100,13 @@ def _length(w: Writer, value: ir.Value) -> ir.Value:
     return w.squeeze(w.shape(value), 0)
 
 
-def _range(w: Writer, start: ir.Value, end: ir.Value) -> ir.Value:
-    return w.op("Range", start, end, _scalar(w, 1))
-
-
-def _scalar(w: Writer, value: int) -> ir.Value:
-    return w.constant(value, ir.DataType.INT64)
-
-
-def _count_to(w: Writer, length: ir.Value) -> ir.Value:
-    """Return the numbers from 0 to below a vector of one."""
-    return _range(w, _scalar(w, 0), w.squeeze(length, 0))
-
-
 def _places(w: Writer, chosen: ir.Value) -> ir.Value:
     """Return where a vector is true. Compress would do in one, but leaves the rank unknown in OpenVINO."""
     return w.flat(w.op("NonZero", chosen, element_type=ir.DataType.INT64))
 
 
 def _on_grid(w: Writer, length: ir.Value, distance: ir.Value) -> ir.Value:
-    return w.compare("Equal", w.op("Mod", _count_to(w, length), distance), w.ints(0))
+    return w.compare("Equal", w.op("Mod", w.count_to(length), distance), w.ints(0))
 
 
 def _both(w: Writer, a: ir.Value, b: ir.Value) -> ir.Value:
@@ -127,46 +115,107 @@ def _both(w: Writer, a: ir.Value, b: ir.Value) -> ir.Value:
 
 def _row_sums(w: Writer, index: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Return the distinct indices, which row holds the sum for each, and these rows, the last of which is zeros."""
-    integer, element_type = ir.DataType.INT64, w.element_type(rows)
-    count, one, width = w.shape(index), w.ints(1), w.part(w.shape(rows), 1)
-    keys, order = w.ops("TopK", index, count, outputs=2, element_type=integer, largest=0)
+    segments = _segments(w, index)
+    added, added_length = _segment_sums(w, segments, rows)
+    single = w.op("Gather", segments.order, w.op("Slice", segments.starts_by_length, w.ints(0), segments.singles))
 
-    # Segments: a run that is long is cut where each part has two rows at least.
+    # Sums of keys that have several segments, and of nothing.
+    runs = _places(w, w.op("Gather", segments.is_first, segments.starts))
+    ends = w.joined(w.part(runs, 1), segments.count)
+    several = _places(w, w.compare("Less", w.op("Add", runs, w.ints(1)), ends))
+    firsts, lasts = (w.op("Pad", w.op("Gather", each, several), w.ints(0, 1)) for each in (runs, ends))
+    parts = w.op("Sub", segments.places, segments.singles)
+
+    def of_key(number: ir.Value) -> ir.Value:
+        first, last = (w.op("Gather", each, number) for each in (firsts, lasts))
+        place = w.op("Gather", parts, w.op("Range", first, last, w.constant(1, ir.DataType.INT64)))
+        return w.reduce("ReduceSum", w.op("Gather", added, place, axis=0), [0], keepdims=False)
+
+    totals = _loop(w, firsts, of_key, w.element_type(rows))
+    rows = w.joined(w.op("Gather", rows, single, axis=0), added, totals)
+    others = w.op("Add", w.count_to(w.shape(several)), w.op("Add", segments.singles, added_length))
+    sources = w.op("ScatterElements", w.op("Gather", segments.places, runs), several, others)
+    return w.op("Gather", segments.keys, w.op("Gather", segments.starts, runs)), sources, rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Segments:
+    """Runs of equal indices, cut where they are long; int64 vectors but for `is_first`, which is of booleans.
+
+    Attributes:
+        keys: The indices, sorted.
+        order: The row that each of them is for.
+        is_first: Whether a run begins with it.
+        starts: Where in `keys` the segments begin.
+        starts_by_length: The same, the longest segment first.
+        lengths: How many rows the segments have, the longest first.
+        places: Which place each segment has by length.
+        count: How many segments there are.
+        singles: How many of them have one row.
+    """
+
+    keys: ir.Value
+    order: ir.Value
+    is_first: ir.Value
+    starts: ir.Value
+    starts_by_length: ir.Value
+    lengths: ir.Value
+    places: ir.Value
+    count: ir.Value
+    singles: ir.Value
+
+
+def _segments(w: Writer, index: ir.Value) -> _Segments:
+    """Sort indices and cut them where a run begins, and where a long one has two rows at least in each part."""
+    integer, length = ir.DataType.INT64, w.shape(index)
+    keys, order = w.ops("TopK", index, length, outputs=2, element_type=integer, largest=0)
     around = w.joined(w.ints(*[-1] * _SEGMENT), keys, w.ints(-2))
     is_first = w.compare("Less", w.part(around, _SEGMENT - 1, -2), keys)
     is_long = w.compare("Equal", w.part(around, 1, -_SEGMENT), w.part(around, _SEGMENT + 1))
-    is_start = w.op("Or", is_first, _both(w, is_long, _on_grid(w, count, w.ints(_SEGMENT))))
+    is_start = w.op("Or", is_first, _both(w, is_long, _on_grid(w, length, w.ints(_SEGMENT))))
     starts = _places(w, is_start)
-    segments = w.shape(starts)
-    lengths = w.op("Sub", w.joined(w.part(starts, 1), count), starts)
-    lengths, by_length = w.ops("TopK", lengths, segments, outputs=2, element_type=integer, largest=0)
-    sources = w.op("ScatterElements", by_length, by_length, _count_to(w, segments))
+    count = w.shape(starts)
+    lengths = w.op("Sub", w.joined(w.part(starts, 1), length), starts)
+    lengths, by_length = w.ops("TopK", lengths, count, outputs=2, element_type=integer, largest=0)
+    return _Segments(
+        keys,
+        order,
+        is_first,
+        starts,
+        starts_by_length=w.op("Gather", starts, by_length),
+        lengths=lengths,
+        places=w.op("ScatterElements", by_length, by_length, w.count_to(count)),
+        count=count,
+        singles=w.shape(_places(w, w.compare("Equal", lengths, w.ints(1)))),
+    )
 
+
+def _segment_sums(w: Writer, segments: _Segments, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Return the sums of the segments of several rows, the longest first, then zeros, one at least; and the length."""
+    element_type, width, one = w.element_type(rows), w.part(w.shape(rows), 1), w.ints(1)
     # Blocks of segments of about one length; the last one is filled up with empty segments, one at least: a loop
     # without iterations has no shape in OpenVINO and ONNX's own evaluator.
-    singles = w.shape(_places(w, w.compare("Equal", lengths, one)))
-    longer = w.op("Sub", segments, singles)
+    longer = w.op("Sub", segments.count, segments.singles)
     budget = w.ints(_BLOCK)
-    elements = w.op("Add", w.op("Mul", count, width), budget)
+    elements = w.op("Add", w.op("Mul", w.shape(segments.order), width), budget)
     size = w.op("Add", w.op("Div", w.op("Mul", longer, budget), elements), one)
     padding = w.op("Sub", size, w.op("Mod", longer, size))
     pads = w.joined(w.ints(0), padding)
-    sorted_starts = w.op("Gather", starts, by_length)
 
     def in_blocks(of_segments: ir.Value) -> ir.Value:
-        padded = w.op("Pad", w.op("Slice", of_segments, singles, segments), pads)
+        padded = w.op("Pad", w.op("Slice", of_segments, segments.singles, segments.count), pads)
         return w.op("Reshape", padded, w.joined(w.ints(-1), size, one))
 
-    block_starts, block_lengths = in_blocks(sorted_starts), in_blocks(lengths)
+    block_starts, block_lengths = (in_blocks(each) for each in (segments.starts_by_length, segments.lengths))
     longest, shortest = (
         w.reduce(op_type, block_lengths, [1], keepdims=False) for op_type in ("ReduceMax", "ReduceMin")
     )
     is_mixed = w.squeeze(w.compare("Less", shortest, longest), 1)
-    padded_order = w.op("Pad", order, w.ints(0, 2 * _SEGMENT))
+    padded_order = w.op("Pad", segments.order, w.ints(0, 2 * _SEGMENT))
 
     def of_block(number: ir.Value) -> ir.Value:
         length = w.op("Gather", longest, number)
-        offsets = _count_to(w, length)
+        offsets = w.count_to(length)
         place = w.op("Gather", padded_order, w.op("Add", w.op("Gather", block_starts, number), offsets))
         gathered = w.op("Gather", rows, place, axis=0)
         # Not ReduceSum, whose order in ONNX Runtime depends on whether there are more segments than threads.
@@ -183,27 +232,8 @@ def _row_sums(w: Writer, index: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.
         }
         return w.op("If", w.op("Gather", is_mixed, number), element_type=element_type, **branches)
 
-    added_length = w.op("Add", longer, padding)
-    added_shape = w.joined(added_length, width)
-    added = w.reshape(_loop(w, is_mixed, of_block, element_type), added_shape)
-    single = w.op("Gather", order, w.op("Slice", sorted_starts, w.ints(0), singles))
-
-    # Sums of keys that have several segments, and of nothing.
-    runs = _places(w, w.op("Gather", is_first, starts))
-    ends = w.joined(w.part(runs, 1), segments)
-    several = _places(w, w.compare("Less", w.op("Add", runs, one), ends))
-    firsts, lasts = (w.op("Pad", w.op("Gather", each, several), w.ints(0, 1)) for each in (runs, ends))
-    parts = w.op("Sub", sources, singles)
-
-    def of_key(number: ir.Value) -> ir.Value:
-        place = w.op("Gather", parts, _range(w, w.op("Gather", firsts, number), w.op("Gather", lasts, number)))
-        return w.reduce("ReduceSum", w.op("Gather", added, place, axis=0), [0], keepdims=False)
-
-    totals = _loop(w, firsts, of_key, element_type)
-    rows = w.joined(w.op("Gather", rows, single, axis=0), added, totals)
-    others = w.op("Add", _count_to(w, w.shape(several)), w.op("Add", singles, added_length))
-    sources = w.op("ScatterElements", w.op("Gather", sources, runs), several, others)
-    return w.op("Gather", keys, w.op("Gather", starts, runs)), sources, rows
+    length = w.op("Add", longer, padding)
+    return w.reshape(_loop(w, is_mixed, of_block, element_type), w.joined(length, width)), length
 
 
 def _loop(w: Writer, over: ir.Value, body: Callable[[ir.Value], ir.Value], element_type: ir.DataType) -> ir.Value:
