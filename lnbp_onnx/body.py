@@ -303,40 +303,35 @@ class _BodyBuilder:
         assert info is not None
         shape = info.shape
         if like in self._whole:
-            if shape is not None and len(shape) == 1:
-                target = self._writer.ints(-1)
-            elif shape is not None and all(isinstance(dim, int) for dim in shape):
-                target = self._writer.ints(*map(_static, shape))
-            else:
-                target = self._shapes.shape(self._operands.given(like))
+            is_flat = shape is not None and len(shape) == 1
+            target = self._writer.ints(-1) if is_flat else self._shape_vector(like, shape)
             value = self._writer.op("Reshape", total, target, name=f"{name}_shaped", shape=shape)
-        elif shape is None or (norm is None and len(shape) > 1):
-            view = self._shapes.paired_shape(like)
-            value = self._writer.reshape(total, view, name=f"{name}_view")
-            pairs = self._writer.op("Size", view, name=f"{name}_pairs", shape=())
-            axes = self._writer.op(
-                "Range",
-                self._writer.constant(0, ir.DataType.INT64),
-                pairs,
-                self._writer.constant(2, ir.DataType.INT64),
-                name=f"{name}_axes",
-                shape=(None,),
-            )
-            value = self._writer.op("ReduceSum", value, axes, name=f"{name}_sum", shape=None, keepdims=0)
-            target = self._shapes.shape(self._operands.given(like))
-            value = self._writer.reshape(value, target, name=f"{name}_shaped", shape=shape)
         else:
-            lengths, axes_summed = self._summed_view(like, shape, norm)
-            target = self._shapes.vector(lengths, f"{name}_lengths")
-            value = self._writer.reshape(total, target, name=f"{name}_view")
-            value = self._writer.reduce("ReduceSum", value, axes_summed, name=f"{name}_sum", keepdims=False, shape=None)
-            target = (
-                self._writer.ints(*map(_static, shape))
-                if all(isinstance(dim, int) for dim in shape)
-                else self._shapes.shape(self._operands.given(like))
-            )
-            value = self._writer.reshape(value, target, name=f"{name}_shaped", shape=shape)
+            if shape is None or (norm is None and len(shape) > 1):
+                value = self._summed_pairs(total, like, name)
+            else:
+                lengths, axes = self._summed_view(like, shape, norm)
+                value = self._writer.reshape(
+                    total, self._shapes.vector(lengths, f"{name}_lengths"), name=f"{name}_view"
+                )
+                value = self._writer.reduce("ReduceSum", value, axes, name=f"{name}_sum", keepdims=False)
+            value = self._writer.reshape(value, self._shape_vector(like, shape), name=f"{name}_shaped", shape=shape)
         return self._writer.cast(value, self._parameter_type(like), name=f"{name}_cast", shape=shape)
+
+    def _shape_vector(self, like: str, shape: tuple[Dim, ...] | None) -> ir.Value:
+        """Return the shape of an input as a vector, of which `shape` is known."""
+        if shape is not None and all(isinstance(dim, int) for dim in shape):
+            return self._writer.ints(*map(_static, shape))
+        return self._shapes.shape(self._operands.given(like))
+
+    def _summed_pairs(self, total: ir.Value, like: str, name: str) -> ir.Value:
+        """Return the column sums added up for a parameter of unknown rank."""
+        view = self._shapes.paired_shape(like)
+        value = self._writer.reshape(total, view, name=f"{name}_view")
+        pairs = self._writer.op("Size", view, name=f"{name}_pairs", shape=())
+        start, step = (self._writer.constant(each, ir.DataType.INT64) for each in (0, 2))
+        axes = self._writer.op("Range", start, pairs, step, name=f"{name}_axes", shape=(None,))
+        return self._writer.op("ReduceSum", value, axes, name=f"{name}_sum", keepdims=0)
 
     def _parameter_type(self, name: str) -> int:
         element_type = self._node.parameter_type
@@ -391,12 +386,7 @@ class _BodyBuilder:
 
     def _zeros(self, name: str, like: str, element_type: int) -> ir.Value:
         shape = self._node.output_info(name).shape
-        is_static = shape is not None and all(isinstance(dim, int) for dim in shape)
-        target = (
-            self._writer.ints(*map(_static, shape or ()))
-            if is_static
-            else self._shapes.shape(self._operands.given(like))
-        )
+        target = self._shape_vector(like, shape)
         value = self._writer.filled(target, 0, self._compute, name=f"{name}_zeros", known_shape=shape)
         return self._writer.cast(value, element_type, name=f"{name}_cast", shape=shape)
 

@@ -1362,6 +1362,21 @@ def test_other_constant_gradient_is_none(old: str, new: str) -> None:
     assert "its Mean is used by the Sub 'd'" in missed.reason
 
 
+def test_statistics_of_another_norm_whose_scale_is_constant() -> None:
+    """The mean and deviation are of a tensor with more columns; what the others are scaled with is 1."""
+    model = constant_gradient(
+        ("(float[B, 3, 10] x)", "(float[B, 3, 10] x, float[B, 3, 10] z, float[B, 3, 12] wide)"),
+        ("float[10] ones = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1}", "float[12] ones = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}"),
+        ("(x, ones)", "(wide, ones)"),
+        ("dy = Expand (one, shape)", "dy = Mul (one, z)"),
+    )
+    result, outcome = fuse(model)
+    assert len(outcome.fused) == 1
+    shape = [2, 3, 10]
+    values = draw(x=shape, z=shape, wide=[2, 3, 12])
+    assert_same(ReferenceRunner(model).run(values), ReferenceRunner(result).run(values))
+
+
 def test_nothing_is_no_constant_gradient() -> None:
     """Of computed statistics and a constant dy the gradient is 0: other zeros are left alone."""
     text = """

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lnbp_onnx
+from lnbp_onnx.running.runners import ReferenceRunner
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -153,21 +155,6 @@ def pools(draw: Any) -> tuple[tuple[int, ...], Any]:
     return shape, partial(pool, **moves)
 
 
-@settings(max_examples=60)
-@given(pools())
-def test_drawn_pools(drawn: tuple[tuple[int, ...], Any]) -> None:
-    """Against torch's own gradients, in double."""
-    shape, pool = drawn
-    x = torch.randn(shape, dtype=torch.double, requires_grad=True)
-    y = pool(x)
-    upstream = torch.randn_like(y)
-    (expected,) = torch.autograd.grad(y, x, upstream)
-    with Decomposed(), WithExportableGradients():
-        y = pool(x)
-        (found,) = torch.autograd.grad(y, x, upstream)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-
-
 @st.composite
 def resizes(draw: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
     mode = draw(st.sampled_from(["nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic", "area"]))
@@ -239,6 +226,13 @@ def doubles(*shape: int, seed: int = 0) -> Tensor:
 
 def sizes(least: int, most: int, *, count: int | None = None) -> st.SearchStrategy[list[int]]:
     return st.lists(st.integers(1, 5), min_size=count or least, max_size=count or most)
+
+
+@settings(max_examples=60)
+@given(pools())
+def test_drawn_pools(drawn: tuple[tuple[int, ...], Any]) -> None:
+    shape, pool = drawn
+    assert_as_torch(pool, doubles(*shape))
 
 
 @settings(max_examples=40)
@@ -389,6 +383,66 @@ def test_convolutions(axes: int) -> None:
     names = {axis: f"size{axis}" for axis in range(2 + axes) if axis != 1}
     sizes = [(size, 2, *(size + 3 + axis for axis in range(axes))) for size in (2, 17, 1)]
     check(Each(axes, *CONVOLUTIONS[axes]()), sizes, names)
+
+
+@st.composite
+def layers(draw: Any) -> tuple[int, list[int], list[nn.Module]]:
+    """Axes, lengths, and a layer of each kind for them with 4 channels, with what is drawn for each axis."""
+    axes = draw(st.integers(1, 3))
+
+    def each(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(axes))
+
+    conv, transposed = getattr(nn, f"Conv{axes}d"), getattr(nn, f"ConvTranspose{axes}d")
+    avg_pool, max_pool = getattr(nn, f"AvgPool{axes}d"), getattr(nn, f"MaxPool{axes}d")
+    groups, stride, dilation, kernel = draw(st.sampled_from([1, 2, 4])), each(1, 3), each(1, 2), each(2, 3)
+    further = tuple(draw(st.integers(0, max(pair) - 1)) for pair in zip(stride, dilation, strict=True))
+    return (
+        axes,
+        list(each(5, 7)),
+        [
+            conv(4, 4, each(1, 3), each(1, 3), each(0, 2), each(1, 2), groups, bias=draw(st.booleans())),
+            transposed(4, 4, each(1, 3), stride, each(0, 1), further, groups, dilation=dilation),
+            avg_pool(kernel, each(1, 3), 1, ceil_mode=draw(st.booleans()), count_include_pad=draw(st.booleans())),
+            max_pool(kernel, each(1, 3), 1, ceil_mode=draw(st.booleans())),
+            nn.Upsample(
+                list(each(3, 9)), mode=draw(st.sampled_from(["nearest", ("linear", "bicubic", "trilinear")[axes - 1]]))
+            ),
+            nn.GroupNorm(groups, 4),
+            getattr(nn, f"BatchNorm{axes}d")(4, track_running_stats=False),
+            getattr(nn, f"ReplicationPad{axes}d")(tuple(draw(st.integers(0, 3)) for _ in range(2 * axes))),
+        ],
+    )
+
+
+@settings(max_examples=2)
+@given(layers())
+def test_drawn_layers(drawn: tuple[int, list[int], list[nn.Module]]) -> None:
+    """Exported and run, for a batch and another one."""
+    axes, lengths, kinds = drawn
+    torch.manual_seed(0)
+    check(Each(axes, *kinds), [(batch, 2, *lengths) for batch in (2, 3)], {0: "batch"})
+
+
+def test_finite_differences() -> None:
+    """Of the loss of a model in double, along a direction in all that it has a gradient of.
+
+    ONNX's evaluator runs it: ONNX Runtime has few operators for double.
+    """
+    pools = nn.AvgPool2d(3, 2, 1), nn.AdaptiveAvgPool2d((3, 2)), nn.Upsample(scale_factor=1.7, mode="bicubic")
+    others = nn.Conv2d(4, 3, (3, 2), (2, 3), (1, 0)), nn.GroupNorm(2, 4), nn.BatchNorm2d(4), nn.LayerNorm(4)
+    module = Each(2, *pools, *others).eval().double()
+    x = torch.randn((2, 2, 5, 4), dtype=torch.double, requires_grad=True)
+    run = ReferenceRunner(export_joint(module, (x,), input_gradients=["x"])).run
+    at = arrays({"x": x, **dict(module.named_parameters())})
+    rng, step = np.random.default_rng(0), 1e-6
+    direction = {name: rng.normal(size=each.shape) for name, each in at.items()}
+    higher, lower = (
+        run({name: each + side * step * direction[name] for name, each in at.items()})["loss"] for side in (1, -1)
+    )
+    found = run(at)
+    along = sum(np.sum(found[f"{name}.grad"] * each) for name, each in direction.items())
+    np.testing.assert_allclose(along, (higher - lower) / (2 * step), rtol=1e-7)
 
 
 def test_convolution_of_a_dynamic_batch() -> None:

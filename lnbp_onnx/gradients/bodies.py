@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from lnbp_onnx.body import build_body
 from lnbp_onnx.gradients.fused import FUSED
+from lnbp_onnx.gradients.recurrent import RECURRENT
 from lnbp_onnx.gradients.sequences import SEQUENCES
 from lnbp_onnx.graphs.inference import known
 from lnbp_onnx.graphs.inline import written_out
@@ -22,7 +23,7 @@ from lnbp_onnx.training_ops.training_op import Outputs
 WRITTEN_OUT: Mapping[tuple[str, str], Callable[[TrainingOp], Outputs]] = MappingProxyType(
     {
         **{(MICROSOFT_DOMAIN, op_type): function for op_type, function in FUSED.items()},
-        **{("", op_type): function for op_type, function in SEQUENCES.items()},
+        **{("", op_type): function for op_type, function in {**RECURRENT, **SEQUENCES}.items()},
     }
 )
 """What writes out the operators that ONNX does not, by domain and operator."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from lnbp_onnx.gradients.gradient_op import FLOATS, GradientOp, Gradients, Rule
+from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients, Rule
+from lnbp_onnx.graphs.writer import FLOATS
 
 _SELU = (1.67326319217681884765625, 1.05070102214813232421875)
 

@@ -18,10 +18,6 @@ Gradients: TypeAlias = Sequence[ir.Value | None]
 
 Rule: TypeAlias = Callable[["GradientOp"], Gradients]
 
-FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-"""What has a gradient."""
-
-
 _NEWER_OPSET = "convert the model with onnx.version_converter"
 
 

@@ -4,7 +4,7 @@
 import onnx_ir as ir
 
 from lnbp_onnx.gradients.gradient_op import GradientOp, Gradients
-from lnbp_onnx.training_ops.softmax import label_gradient
+from lnbp_onnx.training_ops.softmax import class_weight_gradient, label_gradient
 
 
 def _axes(g: GradientOp) -> list[int]:
@@ -132,21 +132,42 @@ def log_softmax(g: GradientOp) -> Gradients:
 
 
 def softmax_cross_entropy_loss(g: GradientOp) -> Gradients:
-    """(softmax(scores) - onehot(labels)) * dY for each label, by its weight; over the total weight for a mean."""
-    g.refuse_gradient(2)
+    """(softmax(scores) - onehot(labels)) * dY for each label, by its weight; over the total weight for a mean.
+
+    For the weight of a class the sum of -log(softmax(scores)) * dY at its labels; for a mean less Y, over that total.
+    """
     has_log_prob = len(g.node.outputs) > 1 and bool(g.node.outputs[1].name)
     log_prob = g.node.outputs[1] if has_log_prob else g.op("LogSoftmax", g.input(0), axis=1)
-    return g.training_op(
-        "SoftmaxCrossEntropyLossGrad", g.dy, log_prob, g.input(1), g.optional_input(2), like=g.if_wanted(0)
-    )
+    gradients: list[ir.Value | None] = [None]
+    if g.wants(0):
+        inputs = (g.dy, log_prob, g.input(1), g.optional_input(2))
+        gradients = list(g.training_op("SoftmaxCrossEntropyLossGrad", *inputs, like=g.if_wanted(0)))
+    return [*gradients, None, _of_class_weights(g, log_prob)]
 
 
 def negative_log_likelihood_loss(g: GradientOp) -> Gradients:
-    """-onehot(labels) * dY for each label, by its weight; over the total weight for a mean."""
-    g.refuse_gradient(2)
-    dy, log_prob = g.computed(g.dy, g.input(0))
+    """-onehot(labels) * dY for each label, by its weight; over the total weight for a mean.
+
+    For the weight of a class the sum of -X * dY at its labels; for a mean less Y, over that total.
+    """
+    log_prob = g.input(0)
+    result = None
+    if g.wants(0):
+        dy, computed = g.computed(g.dy, log_prob)
+        result = label_gradient(g, dy, computed, g.input(1), g.optional_input(2), _ignored(g), by_softmax=False)
+        result = g.cast(result, g.element_type(log_prob))
+    return [result, None, _of_class_weights(g, log_prob)]
+
+
+def _of_class_weights(g: GradientOp, log_prob: ir.Value) -> ir.Value | None:
+    if not g.wants(2):
+        return None
+    dy, computed = g.computed(g.dy, log_prob)
+    label, weights = g.input(1), g.input(2)
+    result = class_weight_gradient(g, dy, g.node.outputs[0], computed, label, weights, _ignored(g))
+    return g.cast(result, g.element_type(weights))
+
+
+def _ignored(g: GradientOp) -> ir.Value | None:
     ignore_index = g.attribute("ignore_index", None)
-    ignored = None if ignore_index is None else g.constant(ignore_index, ir.DataType.INT64)
-    label, weights = g.input(1), g.optional_input(2)
-    result = label_gradient(g, dy, log_prob, label, weights, ignored, by_softmax=False)
-    return [g.cast(result, g.element_type(g.input(0)))]
+    return None if ignore_index is None else g.constant(ignore_index, ir.DataType.INT64)

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 import onnx_ir as ir
 
+from lnbp_onnx import spec
 from lnbp_onnx.errors import LnbpError
 from lnbp_onnx.graphs.inference import constant_tensor, known
 from lnbp_onnx.node import Dim, TensorInfo
@@ -21,8 +22,11 @@ _AXES_AS_INPUT_OPSETS = {"ReduceSum": 13, "Squeeze": 13, "Unsqueeze": 13}
 RUN_TIME_AXES_OPSET = _AXES_AS_INPUT_OPSETS["ReduceSum"]
 """The first opset in which a sum can be over axes that are known only at run time."""
 
-HALF_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-"""What is computed in float."""
+FLOATS = tuple(ir.DataType(each) for each in spec.ELEMENT_TYPES if ir.DataType(each).is_floating_point())
+"""The floating types."""
+
+HALF_TYPES = tuple(each for each in FLOATS if spec.compute_type(each) != each)
+"""Those that are computed in another one, float."""
 
 INT64_MAX = int(np.iinfo(np.int64).max)
 """What stands for an axis' end."""
@@ -220,7 +224,8 @@ class Writer:
             for element_type, rank in inputs
         ]
         outer, self.nodes = self.nodes, []
-        outer_constants, self.constants = self.constants, dict(self.constants)
+        # Constants of its own: in a subgraph shape inference does not know what those outside are.
+        outer_constants, self.constants = self.constants, {}
         try:
             outputs = build(*values)
             return ir.Graph(values, outputs, nodes=self.nodes, name=name)

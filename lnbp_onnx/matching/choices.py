@@ -65,12 +65,15 @@ class Choices:
     def with_gamma(self, evaluation: Evaluation, operands: Operands) -> Iterator[Operands]:
         """Yield the operands with gamma: what known values are multiplied with, or what the forward operator has."""
         forward = None if operands.mean is None else producer(operands.mean, {"LayerNormalization"})
-        scale = None if forward is None else forward.inputs[1]
         for gamma in self.scales(evaluation):
             yield replace(operands, gamma=gamma)
-        if scale is not None and self.is_scale(scale):
+        scale = None if forward is None else forward.inputs[1]
+        # The forward operator may be that of another tensor, with other columns.
+        if scale is None or not self._fits(scale, self._layout.row_axes):
+            return
+        if self.is_scale(scale):
             yield replace(operands, gamma=scale)
-        if scale is not None and isinstance(self._constants.get(scale), Tensor):
+        if isinstance(self._constants.get(scale), Tensor):
             yield replace(operands, gamma=scale, gamma_is_number=True)
 
     def scales(self, evaluation: Evaluation) -> Iterator[ir.Value]:

@@ -6,10 +6,9 @@ from fractions import Fraction
 
 import onnx_ir as ir
 
+from lnbp_onnx.graphs.writer import FLOATS
 from lnbp_onnx.matching.algebra import constant
 from lnbp_onnx.matching.tensors import Lengths, Tensor, axis_of
-
-REAL_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 _LARGEST_CONSTANT = 1 << 24
 _LONGEST_VECTOR = 64
@@ -26,7 +25,7 @@ def read_tensor(tensor: ir.TensorProtocol) -> Tensor | Lengths | None:
         if len(shape) > 1 or size > _LONGEST_VECTOR:
             return None
         return Lengths(tuple(map(int, tensor.numpy().reshape(-1))), is_scalar=not shape)
-    if tensor.dtype not in REAL_TYPES:
+    if tensor.dtype not in FLOATS:
         return None
     array = tensor.numpy().reshape(-1)
     first = array[0]

@@ -80,25 +80,29 @@ class Rebuilder:
 
     def find(self, rstd: ir.Node) -> Gradient | None:
         """Return the gradient whose body has the node `rstd` as its reciprocal root, None where there is none."""
-        for parts in _parts(rstd):
-            for x, axis in _rows_of(parts.x):
-                for dy, _ in _rows_of(parts.dy):
-                    for gamma, mean, variance in itertools.product(
-                        _stripped(parts.gamma, ("Reshape", "Expand", "Reshape", "Cast")),
-                        _stripped(parts.mean, ("Reshape", "Cast")),
-                        _stripped(parts.variance, ("Reshape", "Cast")),
-                    ):
-                        if not self._fit(x, dy, (mean, variance), axis):
-                            continue
-                        if not self._look_ups:
-                            return None
-                        self._look_ups -= 1
-                        statistic = None if variance is None else Statistic(variance, "variance")
-                        operands = Operands(x, dy, gamma, mean=mean, statistic=statistic)
-                        found = self._look_up(Gradient(operands, axis, parts.epsilon, {}, is_shaped=True))
-                        if found is not None:
-                            return found
+        for guess in self._guesses(rstd):
+            if not self._look_ups:
+                return None
+            self._look_ups -= 1
+            found = self._look_up(guess)
+            if found is not None:
+                return found
         return None
+
+    def _guesses(self, rstd: ir.Node) -> Iterator[Gradient]:
+        """Yield what may be the gradient, without outputs; what is nearest to the graph's inputs comes first."""
+        for parts in _parts(rstd):
+            for (x, axis), (dy, _), gamma, mean, variance in itertools.product(
+                _rows_of(parts.x),
+                _rows_of(parts.dy),
+                _stripped(parts.gamma, ("Reshape", "Expand", "Reshape", "Cast")),
+                _stripped(parts.mean, ("Reshape", "Cast")),
+                _stripped(parts.variance, ("Reshape", "Cast")),
+            ):
+                if self._fit(x, dy, (mean, variance), axis):
+                    statistic = None if variance is None else Statistic(variance, "variance")
+                    operands = Operands(x, dy, gamma, mean=mean, statistic=statistic)
+                    yield Gradient(operands, axis, parts.epsilon, {}, is_shaped=True)
 
     def _fit(self, x: ir.Value, dy: ir.Value, statistics: Sequence[ir.Value | None], axis: int) -> bool:
         """Return whether operands have shapes that the operator is likely to take, as far as these are known.
@@ -126,7 +130,7 @@ class Rebuilder:
         )
 
     def _look_up(self, guess: Gradient) -> Gradient | None:
-        """Return a guess, which has no outputs yet, with those the graph has; None where input_delta is not there."""
+        """Return a guess with the outputs that the graph has; None where input_delta is not there."""
         found = self._follow_body(guess)
         if not found.outputs["input_delta"]:
             return None

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
+from lnbp_onnx.graphs.writer import FLOATS
 from lnbp_onnx.matching.algebra import (
     NotExpressibleError,
     Polynomial,
@@ -18,7 +19,7 @@ from lnbp_onnx.matching.algebra import (
     power,
     sum_over,
 )
-from lnbp_onnx.matching.literals import REAL_TYPES, read_tensor
+from lnbp_onnx.matching.literals import read_tensor
 from lnbp_onnx.matching.tensors import (
     Axis,
     Lengths,
@@ -117,11 +118,11 @@ def _cast(call: Call) -> Known:
     if isinstance(argument, Lengths):
         if target in (ir.DataType.INT64, ir.DataType.INT32):
             return argument
-        if target not in REAL_TYPES or len(argument.values) != 1:
+        if target not in FLOATS or len(argument.values) != 1:
             raise NotExpressibleError
         return Tensor(lengths_product(argument.values), () if argument.is_scalar else ((),))
     tensor = call.tensor(0)
-    if target in REAL_TYPES:
+    if target in FLOATS:
         return tensor
     if not target.is_integer():
         raise NotExpressibleError

@@ -9,12 +9,12 @@ import onnx_ir as ir
 from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError, argument
 from lnbp_onnx.gradients.backward import Backward
-from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.constants import fold_lists
 from lnbp_onnx.graphs.inference import Functions, infer
 from lnbp_onnx.graphs.inline import inline_functions
 from lnbp_onnx.graphs.names import claim, computed_value, listed, matches, names_in, unique_names
 from lnbp_onnx.graphs.opsets import opset_to_train_in
+from lnbp_onnx.graphs.writer import FLOATS
 from lnbp_onnx.node import TensorInfo
 
 

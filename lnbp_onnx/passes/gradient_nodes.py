@@ -11,13 +11,13 @@ from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.gradients.backward import Backward
 from lnbp_onnx.gradients.dependence import operands
-from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, infer, subgraphs_of
 from lnbp_onnx.graphs.inline import inline_functions
 from lnbp_onnx.graphs.names import computed_value, names_in, unique_names
 from lnbp_onnx.graphs.operators import name_of, nodes_of, scopes
 from lnbp_onnx.graphs.opsets import opset_to_train_in
 from lnbp_onnx.graphs.replace import Replacement, replace_nodes
+from lnbp_onnx.graphs.writer import FLOATS
 from lnbp_onnx.node import TensorInfo
 
 DOMAIN = "ai.onnx.preview.training"

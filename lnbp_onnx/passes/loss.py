@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lnbp_onnx.errors import InvalidModelError, argument
-from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, infer
 from lnbp_onnx.graphs.names import claim, computed_value, names_in, unique_names
 from lnbp_onnx.graphs.opsets import opset_to_train_in
-from lnbp_onnx.graphs.writer import Writer
+from lnbp_onnx.graphs.writer import FLOATS, Writer
 from lnbp_onnx.node import Dim, TensorInfo, format_shape
 from lnbp_onnx.spec import type_name
 from lnbp_onnx.training.losses import cross_entropy, mean_of_elements

@@ -8,11 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from lnbp_onnx.errors import InvalidModelError, argument, written
-from lnbp_onnx.gradients.gradient_op import FLOATS
 from lnbp_onnx.graphs.inference import Functions, declare, infer
 from lnbp_onnx.graphs.names import claim, computed_value, listed, names_in, unique_names
 from lnbp_onnx.graphs.opsets import opset_to_train_in
-from lnbp_onnx.graphs.writer import Writer
+from lnbp_onnx.graphs.writer import FLOATS, Writer
 from lnbp_onnx.training.optimizers import Optimizer
 from lnbp_onnx.training_ops.training_op import compute_type
 

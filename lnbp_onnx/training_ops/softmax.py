@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
+from lnbp_onnx.training_ops.indexing import added_elements
 from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp
 
 _Formula: TypeAlias = Callable[[TrainingOp, ir.Value, ir.Value, int], ir.Value]
@@ -114,6 +115,31 @@ def label_gradient(
     if labels.ignored is None:
         return result
     return w.where(w.unsqueeze(labels.ignored, 1), w.scalar_like(0.0, result), result)
+
+
+def class_weight_gradient(
+    w: TrainingOp,
+    dy: ir.Value,
+    loss: ir.Value,
+    log_prob: ir.Value,
+    label: ir.Value,
+    class_weights: ir.Value,
+    ignore_index: ir.Value | None,
+) -> ir.Value:
+    """Return the gradient of the same loss by the weights of the classes: of each label's the sum of its -log_prob.
+
+    Of a mean it is less the loss, and over the total weight.
+    """
+    labels = _Labels(w, label, ignore_index, class_weights, w.element_type(log_prob))
+    share = w.op("Neg", w.squeeze(w.op("GatherElements", log_prob, w.unsqueeze(labels.safe, 1), axis=1), 1))
+    reduction = _reduction(w)
+    if reduction == "mean":
+        loss = w.cast(w.reshape(loss, w.ints()), w.element_type(log_prob))
+        share = w.op("Div", w.op("Sub", share, loss), labels.total_weight())
+    share = w.op("Mul", share, dy if reduction == "none" else w.reshape(dy, w.ints()))
+    if labels.ignored is not None:
+        share = w.where(labels.ignored, w.scalar_like(0.0, share), share)
+    return added_elements(w, w.shape(class_weights), w.flat(labels.safe), share)
 
 
 def softmax_cross_entropy_loss_internal(w: TrainingOp) -> Outputs:

@@ -179,7 +179,9 @@ struct Elements<double> : ElementsInTwo<Doubles> {};
 
 // The 32 half-precision numbers of a register.
 LNBP_INLINE __m512i LoadHalves(const void* from, Whole) {
-  return _mm512_loadu_si512(from);
+  const auto* const half = static_cast<const __m256i*>(from);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(half)),
+                            _mm256_loadu_si256(half + 1), 1);
 }
 LNBP_INLINE __m512i LoadHalves(const void* from, First part) {
   return _mm512_maskz_loadu_epi16(

@@ -420,11 +420,9 @@ class SimdSteps {
     // different columns, one row at a time; that also puts the ends of rows
     // together.
     if constexpr (kRows > 1 && kVectors == 1) {
-      if (tile.row_stride * sizeof(T) % kLine == 0) {
+      if (IsAtLine(to) && tile.row_stride * sizeof(T) % kLine == 0) {
         const Lines lines(to, num_columns);
-        ApplyTo<false, kRows>(tile, row, values, 0, lines.begin, to);
-        ApplyTo<true, kRows>(tile, row, values, lines.begin, lines.end,
-                             to + lines.begin);
+        ApplyTo<true, kRows>(tile, row, values, 0, lines.end, to);
         return ApplyTo<false, kRows>(tile, row, values, lines.end, num_columns,
                                      to + lines.end);
       }
@@ -523,11 +521,14 @@ class SimdSteps {
     return static_cast<T*>(tile.input_delta) + row * tile.row_stride;
   }
 
+  static LNBP_INLINE bool IsAtLine(const T* to) {
+    return reinterpret_cast<std::uintptr_t>(to) % kLine == 0;
+  }
+
   static LNBP_INLINE bool IsStaged(const Tile& tile, const T* to) {
     const std::size_t row_bytes = tile.num_columns * sizeof(T);
     return row_bytes <= kStagedRowBytes &&
-           (reinterpret_cast<std::uintptr_t>(to) % kLine != 0 ||
-            row_bytes % kLine != 0);
+           (!IsAtLine(to) || row_bytes % kLine != 0);
   }
 
   // The columns of a row that are whole steps from the beginning of a line on.
