@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from lnbp_onnx.errors import InvalidModelError
+from lnbp_onnx.errors import InvalidModelError, argument
 from lnbp_onnx.gradients.dependence import is_random
 from lnbp_onnx.graphs.inference import subgraphs_of
 from lnbp_onnx.graphs.inline import nodes_in
@@ -91,8 +91,8 @@ class Recomputation:
         for pattern in self._patterns:
             if not any(matches(name, pattern) for name in read):
                 raise InvalidModelError(
-                    f"recompute: {pattern!r} matches none of the values that nodes compute and the gradients read; "
-                    f"those are {listed(read)} (correct the pattern)."
+                    f"{argument('recompute')}: {pattern!r} matches none of the values that nodes compute and the "
+                    f"gradients read; those are {listed(read)} (correct the pattern)."
                 )
 
     def _is_computed(self, value: ir.Value) -> bool:
@@ -133,8 +133,8 @@ class Recomputation:
             reason = "it holds a graph, which is not copied"
         if reason is not None:
             raise InvalidModelError(
-                f"recompute: {node.op_type} node {name_of(node)!r} cannot be computed again: {reason} (write patterns "
-                f"that leave out its output {node.outputs[0].name!r})."
+                f"{argument('recompute')}: {node.op_type} node {name_of(node)!r} cannot be computed again: {reason} "
+                f"(write patterns that leave out its output {node.outputs[0].name!r})."
             )
 
     def _waiting(self, value: ir.Value | None, wait: ir.Value) -> ir.Value:
