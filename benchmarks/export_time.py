@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The time of `export_joint` beside that of ``torch.onnx.export`` of the forward pass alone.
 
-``python benchmarks/export_time.py`` prints a table, of CPU time, the least of some rounds; allowed are 2.5 times that of
-the forward pass, and 2 s. It needs torch, onnxscript and transformers.
+``python benchmarks/export_time.py`` prints the table of docs/pytorch.md: CPU time, the least of some rounds. It fails
+where one takes more than 2.5 times as long and 2 s. It needs torch, onnxscript and transformers.
 """
 
 import argparse

@@ -159,6 +159,16 @@ def test_names_of_modules(exported: Any) -> None:
         assert {each.value for (each,) in names.values()} == {"layer.norm1", "layer.norm2"}
 
 
+def test_names_of_modules_with_constants(forces: Any) -> None:
+    """Two norms of one value, too, whose constants are one in the model."""
+    norms = [node.name for node in forces[1].graph.node if node.op_type in ("LayerNormalization", "LayerNormBackprop")]
+    assert sorted(norms) == ["energy.1/LayerNormBackprop", "energy.1/LayerNormalization"]
+    module = modules.Cubes(nn.Linear(5, 8), nn.LayerNorm(8), nn.SiLU(), nn.LayerNorm(8)).requires_grad_(False)
+    model = export_joint(module, (torch.randn(2, 5),), input_gradients=["x"])
+    norms = [node.name for node in model.graph.node if node.op_type == "LayerNormBackprop"]
+    assert sorted(norms) == ["layers.1/LayerNormBackprop", "layers.3/LayerNormBackprop"]
+
+
 def test_what_is_said(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (torch.randn(4, 5),)
     monkeypatch.setattr("lnbp_onnx.interop.torch_terminal.SECONDS", 60)

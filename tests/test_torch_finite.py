@@ -38,7 +38,7 @@ def clamped(layer: nn.Module, x: Tensor) -> Tensor:
 def refusing(layer: nn.Module, x: Tensor) -> Tensor:
     """With what is a loss, too, and questions that are asked the other way round."""
     loss = cubes(layer(x))
-    if torch.isnan(x).any() or (~x.isfinite()).any() or torch.any(torch.isinf(x)).item() or torch.isnan(loss):
+    if torch.isnan(x).any() or (~x.isfinite()).any() or torch.any(torch.isinf(x)).item() or torch.isnan(loss[None]):
         raise ValueError
     return loss
 

@@ -341,6 +341,9 @@ OTHERS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
     "mean of what is scattered": (
         (3, 4), lambda x: x.scatter_reduce(0, torch.tensor([[0, 2, 1, 1], [0, 1, 1, 2]]), x[1:].sin(), "mean"),
     ),
+    "mean of that alone": (
+        (3, 4), lambda x: x.scatter_reduce(0, torch.tensor([[0, 2, 1, 1]]), x[1:2].sin(), "mean", include_self=False),
+    ),
     "distances": ((3, 4), lambda x: torch.cdist(x.sin(), x[:2])),
     "taken": ((3, 4), lambda x: x.take(torch.tensor([[0, 11, -1], [3, 3, 5]]))),
     "inverse": ((2, 3, 3), lambda x: torch.linalg.inv(x + 3 * torch.eye(3))),

@@ -9,17 +9,17 @@ from torch.overrides import TorchFunctionMode
 
 from lnbp_onnx.interop.torch_call import NamedTensors
 
-_QUESTIONS = {torch.isfinite: True, torch.isnan: False, torch.isinf: False}
-"""The questions, and what the answer is, for each element, where all are finite."""
 
-_SAME = ("all", "any", "detach", "cpu")
-_NOT = ("logical_not", "bitwise_not", "__invert__")
-_ANSWERS = ("__bool__", "item")
-
-
-def _of(names: Any) -> set[Callable[..., Any]]:
+def _of(*names: str) -> set[Callable[..., Any]]:
     """Return the functions and methods of these names."""
     return {function for name in names for of in (torch, torch.Tensor) if (function := getattr(of, name, None))}
+
+
+_TRUE, _FALSE = _of("isfinite"), _of("isnan", "isinf")
+"""The questions, by the answer for each element where all are finite."""
+
+_SAME, _OPPOSITE = _of("all", "any", "detach"), _of("logical_not", "bitwise_not", "__invert__")
+_ANSWERS = _of("__bool__", "item")
 
 
 class TakenForFinite(TorchFunctionMode):  # type: ignore[misc]  # torch has no types where it is not installed
@@ -32,30 +32,28 @@ class TakenForFinite(TorchFunctionMode):  # type: ignore[misc]  # torch has no t
         super().__init__()
         self._expected: dict[int, tuple[Any, bool]] = {}  # with the tensors, whose ids are then no others'
         self._answered: list[Any] = []
-        questions = {each: answer for one, answer in _QUESTIONS.items() for each in _of([one.__name__])}
-        self._questions, self._same, self._not, self._answers = questions, _of(_SAME), _of(_NOT), _of(_ANSWERS)
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         del types
         known = self._expected.get(id(args[0])) if args else None
-        if known and function in self._answers:
+        if known and function in _ANSWERS:
             tensor, expected = known
             self._answered.append(tensor if expected else tensor.logical_not())
             return expected
         result = function(*args, **(kwargs or {}))
-        if function in self._questions:
-            self._expected[id(result)] = result, self._questions[function]
-        elif known and (function in self._same or function in self._not):
-            self._expected[id(result)] = result, known[1] != (function in self._not)
+        if function in _TRUE or function in _FALSE:
+            self._expected[id(result)] = result, function in _TRUE
+        elif known and (function in _SAME or function in _OPPOSITE):
+            self._expected[id(result)] = result, known[1] != (function in _OPPOSITE)
         return result
 
     def marked(self, outputs: NamedTensors) -> NamedTensors:
         """Return outputs with NaN in those of floating type, unless all answers were right."""
         if not self._answered:
             return outputs
-        right = torch.stack(self._answered).all()
+        right = torch.stack([each.all() for each in self._answered]).all()
         return {
             name: torch.where(right, each, torch.nan) if each.is_floating_point() else each
             for name, each in outputs.items()

@@ -96,7 +96,7 @@ def _slice_backward(gradient: Any, input_sizes: Sequence[Any], dim: int, start: 
     """Put zeros around the gradient of what is sure to be there, where torch writes it into zeros at indices."""
     length, taken = input_sizes[dim], gradient.shape[dim]
     before = start + length if isinstance(start, int) and start < 0 else start
-    if step != 1 or not isinstance(before, int) or not (before == 0 or isinstance(taken, int)) or taken == 0:
+    if step != 1 or not isinstance(before, int) or not (before == 0 or (isinstance(taken, int) and taken > 0)):
         return torch.slice_scatter(gradient.new_zeros(input_sizes), gradient, dim, start, end, step)
     before = max(before, 0)
     axes_after = len(input_sizes) - 1 - dim % len(input_sizes)
@@ -284,7 +284,8 @@ def _grid_sample(
     input: Any, grid: Any, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool | None = None
 ) -> Any:
     """Gather corners, or the nearest elements, whose places are numbers in the rows of the last two axes."""
-    if input.dim() != 4 or mode == "bicubic" or not (input.requires_grad or grid.requires_grad):
+    known = input.dim() == 4 and mode in ("bilinear", "nearest") and padding_mode in ("zeros", "border", "reflection")
+    if not known or not (input.requires_grad or grid.requires_grad):
         return functional.grid_sample(input, grid, mode, padding_mode, align_corners)
     height, width = input.shape[2:]
     columns, rows = (

@@ -4,7 +4,7 @@
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -94,7 +94,7 @@ def to_onnx(
         if name in program.variable or inputs[name].uses():
             graph.register_initializer(inputs[name])
     ScatterPass()(model)  # gradients of what is indexed add where an index repeats
-    _name_norms(graph)
+    _name_norms(graph, {**call.trainable, **call.constants})
     with quiet():
         _drop_repetitions(model)
     proto: ModelProto = ir.to_proto(model)
@@ -160,13 +160,13 @@ def _is_bfloat16(value: ir.Value | None) -> bool:
     return value is not None and value.dtype == ir.DataType.BFLOAT16
 
 
-def _name_norms(graph: ir.Graph) -> None:
+def _name_norms(graph: ir.Graph, parameters: Container[str]) -> None:
     """Give layer norms and their gradients the path of their module, which is in the name of their parameter."""
     names = {node.name for node in graph.all_nodes()}
     for node in graph:
         position = {"LayerNormalization": 1, spec.OP_TYPE: 2}.get(node.op_type)
         parameter = node.inputs[position] if position is not None and len(node.inputs) > position else None
-        if parameter is None or parameter.name is None or not parameter.is_graph_input():
+        if parameter is None or parameter.name is None or parameter.name not in parameters:
             continue
         path = parameter.name.rpartition(".")[0]
         node.metadata_props["module"] = path

@@ -50,7 +50,9 @@ def size(self: Any) -> Any:
 def copy(self: Any, src: Any, non_blocking: bool = False) -> Any:
     """Translate ``aten.copy``; the exporter's own translation does not broadcast."""
     del non_blocking
-    return op.Expand(op.CastLike(src, self), op.Shape(self))
+    if src.dtype != self.dtype:
+        src = op.CastLike(src, self)
+    return op.Identity(src) if src.shape == self.shape else op.Expand(src, op.Shape(self))
 
 
 def product(inp: Any, dims: Sequence[int] | None, output_dtype: Any = None) -> Any:
@@ -64,9 +66,9 @@ def as_strided_scatter(input: Any, src: Any, size: Sequence[int], stride: Sequen
     """Translate ``prims.as_strided_scatter`` into [elements], as the gradient of ``as_strided`` has it."""
     if len(input.shape) != 1 or not all(isinstance(each, int) for each in (*size, *stride, storage_offset)):
         raise NotImplementedError("as_strided_scatter into other tensors than those of a gradient of static sizes")
-    places = [storage_offset + sum(np.multiply(index, stride).tolist()) for index in np.ndindex(*size)]
+    places = storage_offset + np.tensordot(stride, np.indices(size), 1)
     flat = op.Reshape(src, op.Constant(value_ints=[-1]))
-    return op.ScatterElements(input, op.Constant(value_ints=places), flat, axis=0)
+    return op.ScatterElements(input, op.Constant(value_ints=places.flatten().tolist()), flat, axis=0)
 
 
 def layer_norm(
