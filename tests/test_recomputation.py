@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,13 @@ def test_training_step_and_command_line(tmp_path: Path) -> None:
     assert onnx.load(tmp_path / "g.onnx") == lnbp_onnx.gradient(str(path), of="loss", recompute=["active*", "norm*"])
     with pytest.raises(ValueError, match="recompute is given without of"):
         lnbp_onnx.training_step(str(path), optimizer=sgd, recompute=["active*"])
+
+
+def test_time_grows_with_the_graph() -> None:
+    times = []
+    for layers in (40, 240):
+        model = blocks(layers, 4, 8)
+        begin = time.process_time()
+        lnbp_onnx.gradient(model, of="loss", recompute=PATTERNS)
+        times.append(time.process_time() - begin)
+    assert times[1] < 15 * times[0]
