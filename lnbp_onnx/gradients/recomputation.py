@@ -46,7 +46,7 @@ class Recomputation:
         self._writer = writer
         self._unique_name = unique_name
         self._chosen = {
-            value: None
+            value
             for node in graph
             for value in node.outputs
             if value.name and self._is_computed(value) and not value.is_graph_output() and self._matches(value)
@@ -98,8 +98,9 @@ class Recomputation:
                 )
 
     def _is_computed(self, value: ir.Value) -> bool:
+        """Return whether a forward node computes a value; what it has no inputs for is a constant, or is drawn."""
         node = value.producer()
-        return node is not None and node in self._places and node.op_type != "Constant"
+        return node in self._places and (any(each is not None for each in node.inputs) or is_random(node))
 
     def _copy(self, value: ir.Value, wait: ir.Value) -> None:
         """Write what computes a chosen value again, and the chosen ones that it needs."""
@@ -134,6 +135,8 @@ class Recomputation:
             reason = "it draws random numbers, and would draw others"
         elif any(subgraphs_of(node)):
             reason = "it holds a graph, which is not copied"
+        elif "Sequence" in node.op_type or "Optional" in node.op_type:
+            reason = "it takes or gives what is no tensor"
         if reason is not None:
             raise InvalidModelError(
                 f"recompute: {node.op_type} node {name_of(node)!r} cannot be computed again: {reason} (write patterns "
