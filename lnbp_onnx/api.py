@@ -201,7 +201,7 @@ def gradient(
             cross-entropy the classes, int64, of its shape without `class_axis`; -100 is a class that does not count.
         class_axis: The axis of the classes in `of`: 1, as torch has it, or the last one.
         recompute: Names of forward values, or patterns of names as the shell's, that the gradients' part computes again
-            from the nearest others instead of keeping them: less memory for more time, with the same bits.
+            from the nearest others, by the same operations, instead of keeping them: less memory for more time.
 
     Raises:
         InvalidModelError: Where the model cannot be used or its opset is older than 13; where a name is not one of the

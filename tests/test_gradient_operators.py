@@ -23,9 +23,8 @@ from onnx import ModelProto, NodeProto
 
 import lnbp_onnx
 from lnbp_onnx.gradients import CONSTANT, FIRST_INPUT_RULES, MICROSOFT_RULES, RULES
+from lnbp_onnx.gradients.bodies import WRITTEN_OUT
 from lnbp_onnx.gradients.fused import FUSED
-from lnbp_onnx.gradients.recurrent import RECURRENT
-from lnbp_onnx.gradients.sequences import SEQUENCES
 
 X, POSITIVE, IMAGE = draw(3, 4), draw(3, 4, low=0.2, high=3.0), draw(2, 4, 7, 6)
 
@@ -382,6 +381,7 @@ def test_dynamic_shapes(name: str) -> None:
 
 
 OPERATORS = "\n## Operators\n"
+STANDARD = {op_type: written for (domain, op_type), written in WRITTEN_OUT.items() if domain == ""}
 # Against models of torch, and against what ONNX Runtime fuses them of.
 ELSEWHERE = {"Cast", "SimplifiedLayerNormalization"}
 
@@ -402,7 +402,7 @@ def rows() -> list[str]:
         {**RULES, **FIRST_INPUT_RULES},
         {f"com.microsoft::{name}": rule for name, rule in MICROSOFT_RULES.items()},
         {f"com.microsoft::{name}": written for name, written in FUSED.items()},
-        {**RECURRENT, **SEQUENCES},
+        STANDARD,
     ]
     return [
         f"| `{name}` | {' '.join((function.__doc__ or '').split())} |"
@@ -415,9 +415,7 @@ def write_rows() -> None:
     page = ROOT / "docs/training.md"
     before, tables = page.read_text("utf-8").split(OPERATORS)
     pending, lines = rows()[::-1], []
-    sizes = [len(RULES) + len(FIRST_INPUT_RULES), len(MICROSOFT_RULES), len(FUSED), len(RECURRENT) + len(SEQUENCES)][
-        ::-1
-    ]
+    sizes = [len(RULES) + len(FIRST_INPUT_RULES), len(MICROSOFT_RULES), len(FUSED), len(STANDARD)][::-1]
     for line in tables.splitlines():
         if not line.startswith("| `"):
             lines.append(line)

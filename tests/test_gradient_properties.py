@@ -406,7 +406,7 @@ def test_indices(data: st.DataObject) -> None:
         if not repeats:
             picked[axis] = 1
         arrays["i"] = np.full(picked, data.draw(st.integers(-shape[axis], shape[axis] - 1)))
-        # ONNX's evaluator scatters along no negative axis.
+        # ONNX's evaluator gathers fewer elements along no negative axis, as the gradient does.
         attributes["axis"] = axis - (data.draw(st.sampled_from([0, len(shape)])) if repeats else 0)
     inputs = "a i"
     if not repeats:

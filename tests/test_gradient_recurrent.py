@@ -125,6 +125,8 @@ def test_batch_first_and_one_output(op_type: str) -> None:
 REFUSED: dict[str, dict[str, Any]] = {
     "its attribute clip": {"clip": 1.0},
     "its attribute input_forget": {"input_forget": 1},
+    "its attribute direction is 'both'": {"direction": "both"},
+    "it has 2 activations, and needs 3": {"activations": ["Sigmoid", "Tanh"]},
     "its activation Affine": {"activations": ["Affine", "Tanh", "Tanh"]},
 }
 

@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,9 @@ def test_several_uses_and_parts() -> None:
 DROPPED = """<ir_version: 10, opset_import: ["": 18]>
     m (float[4, 6] x, bool c) => (float loss) <float[6] w, float ratio = {0.5}, bool yes = {1}>
     {
-        scaled = Mul (x, w)
+        noise = RandomNormal <shape = [6]> ()
+        noisy = Mul (w, noise)
+        scaled = Mul (x, noisy)
         dropped = Dropout (scaled, ratio, yes)
         chosen = If (c) <
             then_branch = then () => (float[4, 6] t) { t = Exp (dropped) },
@@ -139,6 +142,7 @@ DROPPED = """<ir_version: 10, opset_import: ["": 18]>
     }"""
 
 REFUSED = {
+    "RandomNormal node 'noise' cannot be computed again: it draws": ["noise"],
     "Dropout node 'dropped' cannot be computed again: it draws random numbers": ["dropped"],
     "If node 'chosen' cannot be computed again: it holds a graph": ["c*"],
     "'drop' matches none of the values .* those are 'cubes', ": ["cubes", "drop"],
@@ -167,3 +171,13 @@ def test_training_step_and_command_line(tmp_path: Path) -> None:
     assert onnx.load(tmp_path / "g.onnx") == lnbp_onnx.gradient(str(path), of="loss", recompute=["active*", "norm*"])
     with pytest.raises(ValueError, match="recompute is given without of"):
         lnbp_onnx.training_step(str(path), optimizer=sgd, recompute=["active*"])
+
+
+def test_time_grows_with_the_graph() -> None:
+    times = []
+    for layers in (20, 120):
+        model = blocks(layers, 4, 8)
+        begin = time.process_time()
+        lnbp_onnx.gradient(model, of="loss", recompute=PATTERNS)
+        times.append(time.process_time() - begin)
+    assert times[1] < 15 * times[0]

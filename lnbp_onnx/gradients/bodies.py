@@ -11,6 +11,7 @@ import onnx_ir as ir
 from lnbp_onnx.body import build_body
 from lnbp_onnx.gradients.fused import FUSED
 from lnbp_onnx.gradients.recurrent import RECURRENT
+from lnbp_onnx.gradients.sampling import grid_sample
 from lnbp_onnx.gradients.sequences import SEQUENCES
 from lnbp_onnx.graphs.inference import known
 from lnbp_onnx.graphs.inline import written_out
@@ -24,6 +25,7 @@ WRITTEN_OUT: Mapping[tuple[str, str], Callable[[TrainingOp], Outputs]] = Mapping
     {
         **{(MICROSOFT_DOMAIN, op_type): function for op_type, function in FUSED.items()},
         **{("", op_type): function for op_type, function in {**RECURRENT, **SEQUENCES}.items()},
+        ("", "GridSample"): grid_sample,
     }
 )
 """What writes out the operators that ONNX does not, by domain and operator."""

@@ -46,7 +46,7 @@ class Recomputation:
         self._writer = writer
         self._unique_name = unique_name
         self._chosen = {
-            value: None
+            value
             for node in graph
             for value in node.outputs
             if value.name and self._is_computed(value) and not value.is_graph_output() and self._matches(value)
@@ -54,7 +54,9 @@ class Recomputation:
         self._copies: dict[ir.Value, ir.Value] = {}
         self._zeros: dict[ir.Value, ir.Value] = {}
         self._nodes: list[ir.Node] = []
-        self._awaited = set[ir.Node]()
+        self._of_copies = set[ir.Value]()
+        self._leading = set[ir.Node]()
+        self._looked_at = 0
 
     def run(self, backward: Sequence[ir.Node]) -> list[ir.Node]:
         """Return the backward part with what it computes again.
@@ -96,8 +98,9 @@ class Recomputation:
                 )
 
     def _is_computed(self, value: ir.Value) -> bool:
+        """Return whether a forward node computes a value; what it has no inputs for is a constant, or is drawn."""
         node = value.producer()
-        return node is not None and node in self._places and node.op_type != "Constant"
+        return node in self._places and (any(each is not None for each in node.inputs) or is_random(node))
 
     def _copy(self, value: ir.Value, wait: ir.Value) -> None:
         """Write what computes a chosen value again, and the chosen ones that it needs."""
@@ -123,6 +126,7 @@ class Recomputation:
                 ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=outputs, name=name)
             )
             self._copies |= dict(zip(node.outputs, outputs, strict=True))
+            self._of_copies.update(outputs)
 
     @staticmethod
     def _refuse(node: ir.Node) -> None:
@@ -131,6 +135,8 @@ class Recomputation:
             reason = "it draws random numbers, and would draw others"
         elif any(subgraphs_of(node)):
             reason = "it holds a graph, which is not copied"
+        elif "Sequence" in node.op_type or "Optional" in node.op_type:
+            reason = "it takes or gives what is no tensor"
         if reason is not None:
             raise InvalidModelError(
                 f"{argument('recompute')}: {node.op_type} node {name_of(node)!r} cannot be computed again: {reason} "
@@ -156,24 +162,26 @@ class Recomputation:
         return result
 
     def _computed_of_copies(self, wait: ir.Value) -> list[ir.Value]:
-        """Return the last values so far that are computed of copies and were not waited for; a gradient is without."""
-        leading_to, pending = set[ir.Node](), [wait]
+        """Return what was computed of copies since this was asked before, the last of it, but for what leads to `wait`.
+
+        Nodes are looked at once, so that the time grows with their number.
+        """
+        pending = [wait]
         while pending:
             producer = pending.pop().producer()
-            if producer is not None and producer not in leading_to:
-                leading_to.add(producer)
+            if producer is not None and producer not in self._leading:
+                self._leading.add(producer)
                 pending += [each for each in producer.inputs if each is not None]
-        of_copies, ends = set(self._copies.values()), dict[ir.Node, ir.Value]()
-        for node in self._nodes:
-            read = [each for each in node.inputs if each in of_copies]
+        ends = dict[ir.Node, ir.Value]()
+        for node in self._nodes[self._looked_at :]:
+            read = [each for each in node.inputs if each in self._of_copies]
             if not read:
                 continue
-            of_copies.update(node.outputs)
-            if node not in leading_to:
+            self._of_copies.update(node.outputs)
+            if node not in self._leading:
                 ends[node] = node.outputs[0]
                 for producer in (each.producer() for each in read):
                     if producer is not None:
                         ends.pop(producer, None)
-        found = {node: value for node, value in ends.items() if node not in self._awaited}
-        self._awaited.update(found)
-        return list(found.values())
+        self._looked_at = len(self._nodes)
+        return list(ends.values())

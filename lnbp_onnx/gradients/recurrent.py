@@ -11,6 +11,9 @@ from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp
 _ACTIVATIONS = ("Relu", "Sigmoid", "Softplus", "Softsign", "Tanh")
 """Those without numbers of their own."""
 
+_BACKWARDS: Mapping[str, Sequence[int]] = MappingProxyType({"forward": [0], "reverse": [1], "bidirectional": [0, 1]})
+"""For each direction of a layer whether it is from the last step to the first."""
+
 _Step = Callable[[ir.Value, Sequence[ir.Value]], Sequence[ir.Value]]
 """Makes the new states of what the inputs give to a step, and of the states."""
 
@@ -129,6 +132,8 @@ class _Layer:
     def activations(self, *defaults: str) -> list[str]:
         """Return the operators of this direction."""
         given = [str(each) for each in self._w.attribute("activations", None) or defaults * self._of]
+        if len(given) != len(defaults) * self._of:
+            self._w.refuse(f"it has {len(given)} activations, and needs {len(defaults) * self._of}")
         for name in given:
             if name not in _ACTIVATIONS:
                 self._w.refuse(f"its activation {name} is not covered; {', '.join(_ACTIVATIONS)} are")
@@ -153,7 +158,9 @@ def _layers(
         x = w.op("Transpose", x, perm=[1, 0, 2])
     mask = _mask(w, x)
     direction = w.attribute("direction", "forward")
-    backwards = {"forward": [0], "reverse": [1], "bidirectional": [0, 1]}[direction]
+    backwards = _BACKWARDS.get(direction)
+    if backwards is None:
+        w.refuse(f"its attribute direction is {direction!r}; it must be one of {', '.join(_BACKWARDS)}")
     wholes, lasts = [], []
     for place, is_backwards in enumerate(backwards):
         layer = _Layer(w, x, number, len(backwards), place, size, keeps_last_bias)

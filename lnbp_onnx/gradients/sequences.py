@@ -20,10 +20,10 @@ def split_to_sequence(w: TrainingOp) -> Outputs:
     tensor = w.constant([1], ir.DataType.INT64) if given is None else given
     lengths = constant_tensor(tensor)
     whole = shape[axis]
+    length = 0 if lengths is None or lengths.size != 1 else int(lengths.numpy().reshape(-1)[0])
     if lengths is not None and len(lengths.shape) == 1 and given is not None:
         parts = [int(each) for each in lengths.numpy()]
-    elif lengths is not None and isinstance(whole, int):
-        length = int(lengths.numpy().reshape(-1)[0])
+    elif length > 0 and isinstance(whole, int):
         parts = [min(length, whole - start) for start in range(0, whole, length)]
     else:
         w.refuse("into how many parts it splits is known at run time only (write it with Split)")
@@ -39,7 +39,7 @@ def sequence_at(w: TrainingOp) -> Outputs:
     """(sequence, position): the tensor there."""
     values = _tensors(w)
     position = constant_tensor(w.inputs("input_sequence", "position")[1])
-    if position is None:
+    if position is None or position.size != 1:
         w.refuse("its position is computed at run time; it must be a constant (write it with Gather)")
     index = int(position.numpy().reshape(-1)[0])
     if not -len(values) <= index < len(values):

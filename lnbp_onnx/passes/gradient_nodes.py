@@ -11,6 +11,7 @@ from lnbp_onnx import spec
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.gradients.backward import Backward
 from lnbp_onnx.gradients.dependence import operands
+from lnbp_onnx.graphs.constants import fold_lists
 from lnbp_onnx.graphs.inference import Functions, infer, subgraphs_of
 from lnbp_onnx.graphs.inline import inline_functions
 from lnbp_onnx.graphs.names import computed_value, names_in, unique_names
@@ -73,6 +74,7 @@ class GradientNodesPass(ir.passes.InPlacePass):
             with _named(node):
                 _bind(node, graph)
         inline_functions(model)
+        fold_lists(model.graph, model.opset_imports)
         opset = opset_to_train_in(model)
         expansion = _Expansion(model.graph, model.opset_imports, opset)
         names = expansion.run(is_gradient)
