@@ -3,6 +3,8 @@
 #include "variants.h"
 
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <string>
 
 #include "check.h"
@@ -55,7 +57,18 @@ void TestDetection() {
         (has_avx512 && __builtin_cpu_supports("avx512bf16")));
 }
 #elif defined(__GNUC__) && defined(__aarch64__)
-void TestDetection() { CHECK(IsAvailable("neon")); }
+void TestDetection() {
+  CHECK(IsAvailable("neon"));
+#ifdef __linux__
+  // The kernel's own words for what the compiler has no question for.
+  std::ifstream info("/proc/cpuinfo");
+  const std::string words{std::istreambuf_iterator<char>(info), {}};
+  if (words.find("Features") != std::string::npos) {
+    CHECK(IsAvailable("neonbf16") ==
+          (words.find(" bf16") != std::string::npos));
+  }
+#endif
+}
 #else
 void TestDetection() { CHECK(IsAvailable("portable")); }
 #endif

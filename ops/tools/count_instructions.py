@@ -17,7 +17,14 @@ from pathlib import Path
 SIMD = Path(__file__).parents[1] / "src" / "simd"
 FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-ffp-contract=off", "-fno-math-errno", "-I", str(SIMD)]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-SETS = {"avx2": AVX2, "avx512": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"], "neon": []}
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+SETS = {
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512bf16": [*AVX512, "-mavx512bf16"],
+    "neon": [],
+    "neonbf16": ["-march=armv8.2-a+bf16"],
+}
 TYPES = ["float", "double", "Float16", "Bfloat16"]
 # Each with the names of the functions that have it: the second is called, not inlined.
 LOOPS = {"sums": r"sums", "input_delta": r"input_delta|\w*ApplyTo\w*"}
@@ -56,14 +63,15 @@ def main() -> None:
     arguments = parser.parse_args()
     counts = {}
     for isa, flags in SETS.items():
-        compiler = arguments.arm_compiler if isa == "neon" else arguments.compiler
-        for type_ in TYPES:
-            counts[isa, type_] = _count(isa, type_, [compiler, *FLAGS, *flags])
+        compiler = arguments.arm_compiler if isa.startswith("neon") else arguments.compiler
+        for type_ in ["Bfloat16"] if isa.endswith("bf16") else TYPES:
+            for loop, count in _count(isa, type_, [compiler, *FLAGS, *flags]).items():
+                counts[isa, type_, loop] = f"{count:.1f}"
     print("| type | loop | " + " | ".join(SETS) + " |")
     print("|---|---|" + "---|" * len(SETS))
     for type_ in TYPES:
         for loop in LOOPS:
-            cells = [f"{counts[isa, type_][loop]:.2f}" for isa in SETS]
+            cells = [counts.get((isa, type_, loop), "") for isa in SETS]
             print(f"| {type_.lower()} | {loop} | " + " | ".join(cells) + " |")
 
 
@@ -82,26 +90,28 @@ def _count(isa: str, type_: str, command: list[str]) -> dict[str, float]:
     functions = re.findall(r"<(\w+)>:\n((?:.+\n)+)", assembly)
     counts = {}
     for loop, names in LOOPS.items():
-        lengths = [_longest_loop(body) for name, body in functions if re.fullmatch(names, name)]
+        lengths = [_hot_loop(body) for name, body in functions if re.fullmatch(names, name)]
         counts[loop] = max(lengths) / int(step, 16)
     return counts
 
 
-def _longest_loop(body: str) -> int:
-    """Return the number of instructions of the longest loop that has no other in it; 0 where there is none."""
-    lines = re.findall(r"^ *(\w+):\s+(\S+)(.*)$", body, re.MULTILINE)
+def _hot_loop(function: str) -> int:
+    """Return the number of instructions of the loop with the most multiplications; 0 where there is no loop."""
+    lines = re.findall(r"^ *(\w+):\s+(\S+)(.*)$", function, re.MULTILINE)
     places = {address: i for i, (address, _, _) in enumerate(lines)}
     loops = []
     for i, (_, name, operands) in enumerate(lines):
-        # An unconditional branch back, belongs to code that was moved out of the way.
+        # An unconditional branch back belongs to code that was moved out of the way.
         target = re.search(r"\b(\w+) <", operands)
         if re.fullmatch(r"(?!jmp)j\w+|b\.\w+|cbn?z|tbn?z", name) and target and places.get(target[1], i) < i:
             loops.append((places[target[1]], i))
-    lengths = [0]
+    # The loops over what is left of a row have fewer.
+    best = (0, 0)
     for first, last in loops:
         if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops):
-            lengths.append(last - first + 1)
-    return max(lengths)
+            body = lines[first : last + 1]
+            best = max(best, (sum(bool(re.search("mul|fma|fml", name)) for _, name, _ in body), len(body)))
+    return best[1]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The Steps (see row_steps.h) for elements of T by way of those for its compute
-// type: some columns of a row at a time are converted, and input_delta back, in
+// RowFunctions for elements of T by way of the Steps (see row_steps.h) for its
+// compute type: some elements at a time are converted, and input_delta back, in
 // loops that a compiler can vectorise.
 
 #ifndef LNBP_ONNX_CONVERTED_STEPS_H_
@@ -54,6 +54,7 @@ struct ConvertedElements {
   }
 };
 
+// For rows, and tiles of them, of any length: some columns of a row at a time.
 template <typename T, typename StepsOfComputeType>
 struct ConvertedSteps {
   using C = ComputeType<T>;
@@ -95,7 +96,9 @@ struct ConvertedSteps {
                     const RowValues<C>& values, Stage&) {
     static_assert(kRows == 1);
     for (std::size_t i = 0; i < tile.num_columns; i += kMaxColumns) {
-      const Columns columns(tile, row, i);
+      Columns columns(tile, row, i);
+      columns.tile.gamma_sums = tile.gamma_sums + i;
+      columns.tile.beta_sums = tile.beta_sums + i;
       OneRow::Apply(columns.tile, row, values);
       Elements::Store(columns.delta, columns.tile.num_columns, tile.input_delta,
                       row * tile.row_stride + i);
@@ -120,8 +123,6 @@ struct ConvertedSteps {
       tile.input_forward = x;
       tile.output_delta = tile.input_delta = delta;
       tile.gamma += begin;
-      tile.gamma_sums += begin;
-      tile.beta_sums += begin;
       tile.row_stride = 0;
       tile.num_columns = count;
       tile.rows_ahead = 0;
@@ -136,8 +137,7 @@ struct ConvertedSteps {
   };
 };
 
-// RowFunctions made of ConvertedSteps, where rows that fit are converted once
-// for their sums and for input_delta.
+// Whole rows that fit are converted once, for their sums and for input_delta.
 template <typename T, typename Steps>
 class ConvertedFunctionsOf {
   using C = ComputeType<T>;

@@ -15,6 +15,7 @@ extern const FunctionTable kAvx2Functions;
 extern const FunctionTable kAvx512Functions;
 extern const FunctionTable kAvx512Bf16Functions;
 extern const FunctionTable kNeonFunctions;
+extern const FunctionTable kNeonBf16Functions;
 
 }  // namespace lnbp
 

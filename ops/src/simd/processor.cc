@@ -12,6 +12,9 @@
 #include <cpuid.h>
 #endif
 #endif
+#ifdef LNBP_HAS_NEON_BF16
+#include <sys/auxv.h>
+#endif
 
 namespace lnbp {
 
@@ -120,5 +123,12 @@ std::size_t LastLevelCacheBytes() {
 std::size_t LastLevelCacheBytes() { return 0; }
 
 #endif  // LNBP_HAS_X86_SIMD
+
+#ifdef LNBP_HAS_NEON_BF16
+bool HasNeonBf16() {
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16
+  return (getauxval(AT_HWCAP2) & kBf16) != 0;
+}
+#endif
 
 }  // namespace lnbp

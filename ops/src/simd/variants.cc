@@ -26,6 +26,9 @@ constexpr Variant kVariants[] = {
 #ifdef LNBP_HAS_NEON
     {"neon", Always, &kNeonFunctions},
 #endif
+#ifdef LNBP_HAS_NEON_BF16
+    {"neonbf16", HasNeonBf16, &kNeonBf16Functions},
+#endif
 };
 
 const Variant& LastAvailable(const Variant* last) {
