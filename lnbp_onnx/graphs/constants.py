@@ -31,7 +31,7 @@ def fold_lists(graph: ir.Graph, opset_imports: Mapping[str, int]) -> None:
         operands = [value for value in node.inputs if value is not None]
         for value in operands:
             tensor = None if value in sizes else constant_tensor(value)
-            if tensor is None or isinstance(tensor, ir.ExternalTensor) or not tensor.dtype.is_integer():
+            if tensor is None or not tensor.dtype.is_integer():
                 continue
             if tensor.size <= _MOST_ELEMENTS:
                 sizes[value], leaves[value] = tensor.size, tensor
