@@ -152,7 +152,7 @@ def _layers(
     x, _, recurrent = w.inputs("X", "W", "R")
     if w.attribute("clip", None) is not None:
         w.refuse("its attribute clip is not covered (clip what it takes)")
-    size = w.static_shape(recurrent, "R", 2)[0]
+    size = w.attribute("hidden_size", None) or w.static_shape(recurrent, "R", 2)[0]
     batch_first = bool(w.attribute("layout", 0))
     if batch_first:
         x = w.op("Transpose", x, perm=[1, 0, 2])
