@@ -114,7 +114,7 @@ class _Layer:
             of_input, of_state = self.split(bias, 2, axis=0, size=number * size)
             if keeps_last_bias:
                 *others, self.last_bias = self.split(of_state, number, axis=0)
-                zeros = w.op("Sub", self.last_bias, self.last_bias)
+                zeros = w.cast(w.filled(w.ints(size), 0.0, ir.DataType.FLOAT), w.element_type(x))
                 of_state = w.op("Concat", *others, zeros, axis=0)
             self.gates = w.op("Add", self.gates, w.op("Add", of_input, of_state))
 
@@ -152,7 +152,7 @@ def _layers(
     x, _, recurrent = w.inputs("X", "W", "R")
     if w.attribute("clip", None) is not None:
         w.refuse("its attribute clip is not covered (clip what it takes)")
-    size = w.static_shape(recurrent, "R", 2)[0]
+    size = w.attribute("hidden_size", None) or w.static_shape(recurrent, "R", 2)[0]
     batch_first = bool(w.attribute("layout", 0))
     if batch_first:
         x = w.op("Transpose", x, perm=[1, 0, 2])
