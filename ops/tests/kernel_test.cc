@@ -131,6 +131,24 @@ void TestLargerThanCache() {
   }
 }
 
+// Lengths about those that decide how many elements are converted at a time.
+void TestConvertedRows() {
+  for (const ElementType type :
+       {ElementType::kInt32, ElementType::kUint8, ElementType::kFloat16}) {
+    for (const std::size_t norm_size :
+         std::vector<std::size_t>{170, 511, 513, 1025, 2048, 2049, 4099}) {
+      Problem problem;
+      problem.type = type;
+      problem.num_rows = 11;
+      problem.norm_size = norm_size;
+      problem.use_stats = norm_size % 2 == 0;
+      problem.misalignment = norm_size % 3;
+      problem.cache_bytes = 1;
+      CheckProblem(problem);
+    }
+  }
+}
+
 // Tensors beyond the second-level cache, of which rows are summed while others
 // are written.
 void TestSumsAhead() {
@@ -206,7 +224,7 @@ void TestOddAddresses() {
       {0, 70, 132, kOverInput, true, true, Layout::kAlongFirst}};
   for (const ElementType type : kElementTypes) {
     for (const Case& one : kCases) {
-      // Only the types with vectors have rows that are summed ahead.
+      // No rows of integers are summed ahead.
       if (IsInteger(type) && one.odd_bytes == 7) continue;
       Problem problem;
       problem.type = problem.parameter_type = problem.statistics_type = type;
@@ -481,6 +499,7 @@ int main() {
   TestLengths();
   TestTails();
   TestLargerThanCache();
+  TestConvertedRows();
   TestSumsAhead();
   TestRows();
   TestMisalignment();

@@ -184,13 +184,14 @@ struct PortableSteps {
 };
 
 template <typename T, typename C = ComputeType<T>>
-using FunctionsOf =
+using PortableFunctionsOf =
     std::conditional_t<std::is_same_v<T, C>,
                        RowFunctionsOf<C, C, PortableSteps<C>>,
                        ConvertedFunctionsOf<T, PortableSteps<C>>>;
 
 template <typename T>
-constexpr RowFunctions<ComputeType<T>> kFunctions = FunctionsOf<T>::Table();
+constexpr RowFunctions<ComputeType<T>> kFunctions =
+    PortableFunctionsOf<T>::Table();
 
 }  // namespace
 
