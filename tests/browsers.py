@@ -9,16 +9,23 @@ from typing import Any
 
 import pytest
 
+_FOLDER = Path(__file__).parent
 
-def drive(script: str, *arguments: str | Path, needs: tuple[str, ...] = ()) -> Any:
-    """Run a script of this folder, which gets Chromium's path first, and return the JSON that it prints."""
+
+def need(*packages: str) -> tuple[str, str]:
+    """Return the paths of node and Chromium; skip the test where one of them, or a package of node's, is missing."""
     node, browser = shutil.which("node"), shutil.which("chromium")
     if node is None or browser is None:
         pytest.skip("node or Chromium is not installed")
-    folder = Path(__file__).parent
-    for package in ("playwright-core", *needs):
+    for package in packages:
         ask = [node, "-e", f"require.resolve('{package}')"]
-        if subprocess.run(ask, stderr=subprocess.DEVNULL, cwd=folder, check=False).returncode:
+        if subprocess.run(ask, stderr=subprocess.DEVNULL, cwd=_FOLDER, check=False).returncode:
             pytest.skip(f"{package} is not installed for node")
-    run = [node, folder / script, browser, *arguments]
+    return node, browser
+
+
+def drive(script: str, *arguments: str | Path) -> Any:
+    """Run a script of this folder, which gets Chromium's path first, and return the JSON that it prints."""
+    node, browser = need("playwright-core")
+    run = [node, _FOLDER / script, browser, *arguments]
     return json.loads(subprocess.run(run, stdout=subprocess.PIPE, text=True, check=True).stdout)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from browsers import drive
+from browsers import drive, need
 from onnx import ModelProto
 
 import lnbp_onnx
@@ -171,12 +171,13 @@ def gradient_nodes(model: ModelProto) -> list[tuple[object, ...]]:
 
 
 def test_in_a_browser(model: ModelProto) -> None:
+    need("playwright-core", "onnxruntime-web")
     command = [sys.executable, str(EXAMPLES / "train_in_browser.py"), "--steps", "20", "--rows", str(ROWS), "--no-open"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             address = server.stdout.readline().split()[0]
-            found = drive("drive_browser.mjs", address, needs=("onnxruntime-web",))
+            found = drive("drive_browser.mjs", address)
         finally:
             server.terminate()
     assert (found["error"], found["faults"]) == ("", [])
