@@ -25,7 +25,8 @@ def made() -> nbformat.NotebookNode:
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     # Over sockets of this machine alone, about which the kernel does not warn.
     config = Config({"KernelManager": {"transport": "ipc"}})
-    NotebookClient(notebook, record_timing=False, config=config).execute()
+    # What one cell prints comes in one or more parts.
+    NotebookClient(notebook, record_timing=False, coalesce_streams=True, config=config).execute()
     notebook.metadata.pop("language_info")
     for index, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{index}", {}
