@@ -72,8 +72,9 @@ void Load(const void* row, std::size_t begin, std::size_t count, C* to) {
 template <typename C>
 void LoadCentred(const void* row, std::size_t begin, std::size_t count, C mean,
                  C* to) {
-  Load(row, begin, count, to);
-  for (std::size_t i = 0; i < count; ++i) to[i] -= mean;
+  for (std::size_t i = 0; i < count; ++i) {
+    to[i] = LoadElement<C>(row, begin + i) - mean;
+  }
 }
 
 template <typename C>
