@@ -42,7 +42,7 @@ def grid_sample(w: TrainingOp) -> Outputs:
             for axis, side in enumerate(corner):
                 part = w.op("Mul", part, w.cast(ends[axis][1][side], w.element_type(x)))
             result = part if result is None else w.op("Add", result, part)
-        assert result is not None
+    assert result is not None
     target = w.joined(w.part(w.shape(x), 0, 2), w.part(w.shape(grid), 1, axes + 1))
     return [w.reshape(result, target)]
 
