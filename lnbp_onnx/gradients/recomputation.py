@@ -117,6 +117,8 @@ class Recomputation:
             if inputs == list(node.inputs):
                 place = next(place for place, each in enumerate(inputs) if each is not None)
                 inputs[place] = self._waiting(inputs[place], wait)
+            if node.op_type == "BatchNormalization" and node.domain == "" and len(node.outputs) > 1:
+                inputs[3:] = [self._of_its_own(each, wait) for each in inputs[3:]]
             outputs = [
                 ir.Value(name=self._unique_name(f"{each.name}.again") if each.name else "", type=each.type)
                 for each in node.outputs
@@ -146,6 +148,23 @@ class Recomputation:
     def _waiting(self, value: ir.Value | None, wait: ir.Value) -> ir.Value:
         """Return a value that is there only after a gradient is, and what was computed of copies before."""
         assert value is not None
+        zero = self._zero(wait)
+        w = self._writer(f"{value.name}.again/")
+        result = w.op("Reshape", value, w.op("Add", w.shape(value), zero))
+        self._nodes += w.nodes
+        return result
+
+    def _of_its_own(self, value: ir.Value | None, wait: ir.Value) -> ir.Value:
+        """Return running statistics once more: ONNX Runtime writes the new ones of a copy over those that it reads."""
+        assert value is not None
+        zero = self._zero(wait)
+        w = self._writer(f"{value.name}.again/")
+        result = w.op("Add", value, w.cast(zero, w.element_type(value)))
+        self._nodes += w.nodes
+        return result
+
+    def _zero(self, wait: ir.Value) -> ir.Value:
+        """Return a zero, int64, that is there only after a gradient is, and what was computed of copies before."""
         if wait not in self._zeros:
             w = self._writer(f"{wait.name}/")
             firsts = [
@@ -156,10 +175,7 @@ class Recomputation:
             # No number is less than itself, which a runtime does not know.
             self._zeros[wait] = w.cast(w.compare("Less", total, total), ir.DataType.INT64)
             self._nodes += w.nodes
-        w = self._writer(f"{value.name}.again/")
-        result = w.op("Reshape", value, w.op("Add", w.shape(value), self._zeros[wait]))
-        self._nodes += w.nodes
-        return result
+        return self._zeros[wait]
 
     def _computed_of_copies(self, wait: ir.Value) -> list[ir.Value]:
         """Return what was computed of copies since this was asked before, the last of it, but for what leads to `wait`.
