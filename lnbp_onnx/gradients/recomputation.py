@@ -14,6 +14,24 @@ from lnbp_onnx.graphs.operators import name_of
 from lnbp_onnx.graphs.writer import Writer
 
 
+def with_own_statistics(node: ir.Node, unique_name: Callable[[str], str]) -> list[ir.Node]:
+    """Let a copy of a BatchNormalization in training read running statistics of its own, and return what makes these.
+
+    ONNX Runtime writes the new ones over those that are read, where they are no output of the graph: the first node's
+    would be changed, and those of the next run. What such a node gives beside them does not depend on them.
+    """
+    if node.domain != "" or node.op_type != "BatchNormalization" or not node.attributes.get_int("training_mode", 0):
+        return []
+    made = []
+    for index, value in enumerate(node.inputs[3:], 3):
+        assert value is not None
+        name = unique_name(f"{value.name}.again")
+        own = ir.Value(name=name, type=value.type, shape=value.shape)
+        made.append(ir.Node("", "Neg", [value], outputs=[own], name=name))
+        node.replace_input_with(index, own)
+    return made
+
+
 class Recomputation:
     """The work on one graph.
 
@@ -117,16 +135,13 @@ class Recomputation:
             if inputs == list(node.inputs):
                 place = next(place for place, each in enumerate(inputs) if each is not None)
                 inputs[place] = self._waiting(inputs[place], wait)
-            if node.op_type == "BatchNormalization" and node.domain == "" and len(node.outputs) > 1:
-                inputs[3:] = [self._of_its_own(each, wait) for each in inputs[3:]]
             outputs = [
                 ir.Value(name=self._unique_name(f"{each.name}.again") if each.name else "", type=each.type)
                 for each in node.outputs
             ]
             name = self._unique_name(f"{name_of(node)}.again")
-            self._nodes.append(
-                ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=outputs, name=name)
-            )
+            copy = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=outputs, name=name)
+            self._nodes += [*with_own_statistics(copy, self._unique_name), copy]
             self._copies |= dict(zip(node.outputs, outputs, strict=True))
             self._of_copies.update(outputs)
 
@@ -148,23 +163,6 @@ class Recomputation:
     def _waiting(self, value: ir.Value | None, wait: ir.Value) -> ir.Value:
         """Return a value that is there only after a gradient is, and what was computed of copies before."""
         assert value is not None
-        zero = self._zero(wait)
-        w = self._writer(f"{value.name}.again/")
-        result = w.op("Reshape", value, w.op("Add", w.shape(value), zero))
-        self._nodes += w.nodes
-        return result
-
-    def _of_its_own(self, value: ir.Value | None, wait: ir.Value) -> ir.Value:
-        """Return running statistics once more: ONNX Runtime writes the new ones of a copy over those that it reads."""
-        assert value is not None
-        zero = self._zero(wait)
-        w = self._writer(f"{value.name}.again/")
-        result = w.op("Add", value, w.cast(zero, w.element_type(value)))
-        self._nodes += w.nodes
-        return result
-
-    def _zero(self, wait: ir.Value) -> ir.Value:
-        """Return a zero, int64, that is there only after a gradient is, and what was computed of copies before."""
         if wait not in self._zeros:
             w = self._writer(f"{wait.name}/")
             firsts = [
@@ -175,7 +173,10 @@ class Recomputation:
             # No number is less than itself, which a runtime does not know.
             self._zeros[wait] = w.cast(w.compare("Less", total, total), ir.DataType.INT64)
             self._nodes += w.nodes
-        return self._zeros[wait]
+        w = self._writer(f"{value.name}.again/")
+        result = w.op("Reshape", value, w.op("Add", w.shape(value), self._zeros[wait]))
+        self._nodes += w.nodes
+        return result
 
     def _computed_of_copies(self, wait: ir.Value) -> list[ir.Value]:
         """Return what was computed of copies since this was asked before, the last of it, but for what leads to `wait`.
