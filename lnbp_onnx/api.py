@@ -247,6 +247,8 @@ def differentiation(
     Raises:
         ValueError: Where the arguments do not go together.
     """
+    if isinstance(recompute, str):
+        raise ValueError(f"{argument('recompute')} is {recompute!r}; it must be a sequence of patterns.")
     if of is None:
         arguments = {"wrt": wrt, "loss": loss, "label": label, "recompute": recompute or None}
         given = [name for name, value in arguments.items() if value is not None]

@@ -68,6 +68,14 @@ def test_forms(name: str) -> None:
     assert not {node.op_type for node in result.graph.node} & {"SplitToSequence", "SequenceAt", "SequenceConstruct"}
 
 
+def test_other_readers_of_a_sequence() -> None:
+    body = "s = SplitToSequence (x, n) a = SequenceAt (s, zero) c = SequenceLength (s) d = Cast <to = 11> (c)"
+    body += " b = Exp (a) e = Mul (b, d) y = ReduceSum <keepdims = 0> (e)"
+    check(parsed(int_node("n", 1) + int_node("zero", 0) + body), {"x": X})
+    result = lnbp_onnx.gradient(parsed(int_node("n", 1) + int_node("zero", 0) + body), of="y", wrt=["x"])
+    onnx.checker.check_model(result, full_check=True)
+
+
 REFUSED = {
     "its position is computed": int_node("n", 1)
     + "s = SplitToSequence (x, n) f = ReduceSum <keepdims = 0> (x) i = Cast <to = 7> (f) a = SequenceAt (s, i)"

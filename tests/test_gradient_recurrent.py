@@ -122,6 +122,20 @@ def test_batch_first_and_one_output(op_type: str) -> None:
         np.testing.assert_allclose(found[1][name], value, rtol=1e-12, err_msg=name)
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("op_type", GATES)
+def test_a_sequence_without_steps(op_type: str, direction: str) -> None:
+    """Its last states are 0 in ONNX Runtime, whatever they begin with."""
+    inputs = "X W R B lengths h" + (" c" if op_type == "LSTM" else "")
+    given = {**cast(drawn(op_type, inputs, 1), np.float32), "lengths": np.array([4, 0, 2], np.int32)}
+    model = model_of(op_type, inputs, given, np.float32, {"direction": direction}, STATES[op_type])
+    result = lnbp_onnx.gradient(model, of="loss", wrt=["X", "h"])
+    of_layer, of_loop = (run_in_onnxruntime(each, given) for each in (model, result))
+    np.testing.assert_allclose(of_loop["loss"], of_layer["loss"], rtol=1e-5)
+    assert not of_loop["h.grad"][0, 1].any()
+    assert of_loop["h.grad"][0, [0, 2]].all()
+
+
 REFUSED: dict[str, dict[str, Any]] = {
     "its attribute clip": {"clip": 1.0},
     "its attribute input_forget": {"input_forget": 1},

@@ -64,6 +64,34 @@ def test_samples_and_gradients(opset: int, axes: int, mode: str, padding: str, a
         np.testing.assert_allclose(found[f"{name}.grad"], tensors[name].grad.numpy(), rtol=1e-9, atol=1e-9)
 
 
+def test_places_of_another_type() -> None:
+    model, feeds = sampled(np.float64, 16, 2)
+    model.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    result = lnbp_onnx.gradient(model, of="y", wrt=["x", "grid"], seed="seed")
+    onnx.checker.check_model(result, full_check=True)
+    whole, _ = sampled(np.float64, 16, 2)
+    expected = lnbp_onnx.gradient(whole, of="y", wrt=["x", "grid"], seed="seed")
+    feeds["grid"] = feeds["grid"].astype(np.float32)
+    seed = np.random.default_rng(9).normal(
+        size=[dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim]
+    )
+    found = run_in_onnxruntime(result, {**feeds, "seed": seed})
+    in_double = run_in_onnxruntime(expected, {**feeds, "grid": feeds["grid"].astype(np.float64), "seed": seed})
+    assert found["grid.grad"].dtype == np.float32
+    for name, value in in_double.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_no_images() -> None:
+    model, feeds = sampled(np.float32, 16, 2)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    result = lnbp_onnx.gradient(model, of="y", wrt=["x", "grid"], seed="seed")
+    none = {name: value[:0] for name, value in feeds.items()}
+    found = run_in_onnxruntime(result, {**none, "seed": run_in_onnxruntime(model, none)["y"]})
+    assert {name: found[f"{name}.grad"].shape for name in none} == {name: value.shape for name, value in none.items()}
+
+
 def test_what_is_not_covered() -> None:
     model, _ = sampled(np.float32, 16, 2, padding_mode="reflection")
     with pytest.raises(lnbp_onnx.InvalidModelError, match="'reflection'; bilinear, linear and nearest are covered"):

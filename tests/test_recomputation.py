@@ -126,6 +126,44 @@ def test_several_uses_and_parts() -> None:
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+BATCH_NORM = """
+    s = Sin (x)
+    y, mean2, var2 = BatchNormalization <training_mode = 1> (s, scale, b, mean, var)
+    cubes = Mul (y, y)
+"""
+THEN = f"() => (float[6, 3] cubes, float[3] mean2) {{ {BATCH_NORM} }}"
+ELSE = THEN.replace("mean2", "mean3").replace("cubes", "cubes3")
+UPDATING = {
+    "y": BATCH_NORM,
+    "*": BATCH_NORM,
+    "branches": f"""
+    total = ReduceSum <keepdims = 0> (x)
+    zero = Constant <value = float {{0}}> ()
+    is_more = Greater (total, zero)
+    cubes, mean2 = If (is_more) <then_branch = a {THEN}, else_branch = b {ELSE}>
+    """,
+}
+
+
+@pytest.mark.parametrize("name", UPDATING)
+def test_running_statistics_are_updated_once(name: str) -> None:
+    """ONNX Runtime writes them over the old ones, which a copy has in common with the first node, and the next run."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 18]> g (float[6, 3] x) => (float loss, float[3] mean2)
+        <float[3] scale = {{1, 2, 3}}, float[3] b = {{1, 0, 2}},
+        float[3] mean = {{1, 2, 0}}, float[3] var = {{1, 2, 4}}>
+        {{ {UPDATING[name]} squares = Mul (cubes, x) loss = ReduceSumSquare <keepdims = 0> (squares) }}"""
+    )
+    recompute = () if name == "branches" else (name,)
+    result = lnbp_onnx.gradient(model, of="loss", wrt=["x"], recompute=recompute)
+    onnx.checker.check_model(result, full_check=True)
+    session = lnbp_onnx.inference_session(result)
+    feeds = {"x": np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)}
+    expected = run_in_onnxruntime(model, feeds)["mean2"]
+    for _ in range(2):
+        np.testing.assert_array_equal(session.run(["mean2"], feeds)[0], expected)
+
+
 DROPPED = """<ir_version: 10, opset_import: ["": 18]>
     m (float[4, 6] x, bool c) => (float loss) <float[6] w, float ratio = {0.5}, bool yes = {1}>
     {
@@ -171,6 +209,8 @@ def test_training_step_and_command_line(tmp_path: Path) -> None:
     assert onnx.load(tmp_path / "g.onnx") == lnbp_onnx.gradient(str(path), of="loss", recompute=["active*", "norm*"])
     with pytest.raises(ValueError, match="recompute is given without of"):
         lnbp_onnx.training_step(str(path), optimizer=sgd, recompute=["active*"])
+    with pytest.raises(ValueError, match=r"recompute is 'active\*'; it must be a sequence of patterns"):
+        lnbp_onnx.gradient(str(path), of="loss", recompute="active*")
 
 
 def test_time_grows_with_the_graph() -> None:

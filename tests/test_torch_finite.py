@@ -37,8 +37,14 @@ def clamped(layer: nn.Module, x: Tensor) -> Tensor:
 
 def refusing(layer: nn.Module, x: Tensor) -> Tensor:
     """With what is a loss, too, and questions that are asked the other way round."""
-    loss = cubes(layer(x))
-    if torch.isnan(x).any() or (~x.isfinite()).any() or torch.any(torch.isinf(x)).item() or torch.isnan(loss[None]):
+    loss, wrong = cubes(layer(x)), torch.isfinite(x).logical_not_()
+    if (
+        wrong.any()
+        or torch.isnan(x).any()
+        or (~x.isfinite()).any()
+        or torch.any(torch.isinf(x)).item()
+        or torch.isnan(loss[None])
+    ):
         raise ValueError
     return loss
 

@@ -286,6 +286,16 @@ def test_drawn_samples_of_images(sizes: Any, mode: str, align_corners: bool, dat
         assert_as_torch(sampled, x, grid.detach())
 
 
+def test_places_in_large_images_of_a_half_type() -> None:
+    """They are whole numbers beyond what the type counts to."""
+    x = torch.randn(1, 1, 65, 65).half().requires_grad_()
+    grid = torch.randint(-32, 33, (1, 7, 9, 2)).half() / 32
+    expected = functional.grid_sample(x, grid, align_corners=True)
+    with WithExportableGradients():
+        found = functional.grid_sample(x, grid, align_corners=True)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.filterwarnings("ignore:Since version 1.3.0, affine_grid behavior has changed:UserWarning")
 @settings(max_examples=40)
 @given(sizes(4, 5), st.booleans())
@@ -348,6 +358,7 @@ OTHERS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
     "taken": ((3, 4), lambda x: x.take(torch.tensor([[0, 11, -1], [3, 3, 5]]))),
     "inverse": ((2, 3, 3), lambda x: torch.linalg.inv(x + 3 * torch.eye(3))),
     "solution": ((2, 2, 2), lambda x: torch.linalg.solve(x + 3 * torch.eye(2), x.sin())),
+    "inverse of an input": ((2, 2, 2), lambda x: torch.inverse(input=x + 3 * torch.eye(2))),
     "determinant": ((2, 3, 3), torch.linalg.det),
     "image": ((2, 3, 4, 5), lambda x: functional.grid_sample(x, x[:, :2].tanh().movedim(1, 3), align_corners=False)),
     "transformed image": (

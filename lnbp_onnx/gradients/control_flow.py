@@ -25,6 +25,7 @@ from lnbp_onnx.gradients.dependence import (
     used,
 )
 from lnbp_onnx.gradients.gradient_op import GradientOp
+from lnbp_onnx.gradients.recomputation import with_own_statistics
 from lnbp_onnx.graphs.inference import subgraphs_of
 from lnbp_onnx.graphs.inline import nodes_in, rename
 from lnbp_onnx.graphs.operators import name_of
@@ -100,12 +101,14 @@ class _Copy:
         self.graph.remove(forward)
         self.graph.extend(used([*forward, *self.walk.nodes], outputs))
         self.graph.outputs.extend(outputs)
-        for node in nodes_in(self.graph):
+        for node in tuple(nodes_in(self.graph)):
             if is_random(node):
                 self.writer.refuse(
                     f"its {node.op_type} node {name_of(node)!r} draws random numbers, and would draw others where the "
                     "gradient computes it again (draw them outside)"
                 )
+            if isinstance(node.graph, ir.Graph):
+                node.graph.insert_before(node, with_own_statistics(node, self.walk.unique_name))
 
 
 def _pairs(graph: ir.Graph, copy: ir.Graph) -> Iterator[tuple[ir.Value, ir.Value]]:

@@ -14,6 +14,24 @@ from lnbp_onnx.graphs.operators import name_of
 from lnbp_onnx.graphs.writer import Writer
 
 
+def with_own_statistics(node: ir.Node, unique_name: Callable[[str], str]) -> list[ir.Node]:
+    """Let a copy of a BatchNormalization in training read running statistics of its own, and return what makes these.
+
+    ONNX Runtime writes the new ones over those that are read, where they are no output of the graph: the first node's
+    would be changed, and those of the next run. What such a node gives beside them does not depend on them.
+    """
+    if node.domain != "" or node.op_type != "BatchNormalization" or not node.attributes.get_int("training_mode", 0):
+        return []
+    made = []
+    for index, value in enumerate(node.inputs[3:], 3):
+        assert value is not None
+        name = unique_name(f"{value.name}.again")
+        own = ir.Value(name=name, type=value.type, shape=value.shape)
+        made.append(ir.Node("", "Neg", [value], outputs=[own], name=name))
+        node.replace_input_with(index, own)
+    return made
+
+
 class Recomputation:
     """The work on one graph.
 
@@ -122,9 +140,8 @@ class Recomputation:
                 for each in node.outputs
             ]
             name = self._unique_name(f"{name_of(node)}.again")
-            self._nodes.append(
-                ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=outputs, name=name)
-            )
+            copy = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=outputs, name=name)
+            self._nodes += [*with_own_statistics(copy, self._unique_name), copy]
             self._copies |= dict(zip(node.outputs, outputs, strict=True))
             self._of_copies.update(outputs)
 

@@ -157,6 +157,7 @@ def _layers(
     if batch_first:
         x = w.op("Transpose", x, perm=[1, 0, 2])
     mask = _mask(w, x)
+    empty = _is_empty(w)
     direction = w.attribute("direction", "forward")
     backwards = _BACKWARDS.get(direction)
     if backwards is None:
@@ -166,6 +167,8 @@ def _layers(
         layer = _Layer(w, x, number, len(backwards), place, size, keeps_last_bias)
         states = [_state(w, x, name, place, size, batch_first) for name in initial]
         whole, *last = _scanned(w, layer.gates, mask, states, step_of(layer), is_backwards)
+        if empty is not None:
+            last = [w.where(empty, w.scalar_like(0.0, each), each) for each in last]
         wholes.append(w.unsqueeze(whole, 1))
         lasts.append([w.unsqueeze(each, 0) for each in last])
     results = [_joined(w, wholes, 1), *(_joined(w, each, 0) for each in zip(*lasts, strict=True))]
@@ -200,6 +203,15 @@ def _mask(w: TrainingOp, x: ir.Value) -> ir.Value | None:
     steps = w.op("Range", zero, w.squeeze(w.part(w.shape(x), 0, 1), 0), one, element_type=ir.DataType.INT64)
     below = w.compare("Less", w.unsqueeze(steps, 1), w.unsqueeze(w.cast(lengths, ir.DataType.INT64), 0))
     return w.unsqueeze(below, 2)
+
+
+def _is_empty(w: TrainingOp) -> ir.Value | None:
+    """Return whether a sequence has no steps, [batch, 1]; None where all have. Its last states are 0."""
+    lengths = w.optional_input(4)
+    if lengths is None:
+        return None
+    zero = w.constant(0, ir.DataType.INT64)
+    return w.unsqueeze(w.compare("Equal", w.cast(lengths, ir.DataType.INT64), zero), 1)
 
 
 def _scanned(

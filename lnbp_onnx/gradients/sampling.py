@@ -30,7 +30,8 @@ def grid_sample(w: TrainingOp) -> Outputs:
     lengths = [w.squeeze(w.part(w.shape(x), axis + 2, axis + 3), 0) for axis in range(axes)]
     # The last axis of the grid is that of the places, the last axis of X first.
     places = [_place(w, grid, axes - 1 - axis, lengths[axis]) for axis in range(axes)]
-    rows = w.op("Reshape", x, w.ints(0, 0, -1))
+    size = w.product(w.part(w.shape(x), 2))
+    rows = w.reshape(x, w.joined(w.part(w.shape(x), 0, 2), size))
     if mode == "nearest":
         result = _picked(w, rows, [w.op("Round", place) for place in places], lengths, padding)
     else:
@@ -39,11 +40,11 @@ def grid_sample(w: TrainingOp) -> Outputs:
         for corner in itertools.product((0, 1), repeat=axes):
             part = _picked(w, rows, [ends[axis][0][side] for axis, side in enumerate(corner)], lengths, padding)
             for axis, side in enumerate(corner):
-                part = w.op("Mul", part, ends[axis][1][side])
+                part = w.op("Mul", part, w.cast(ends[axis][1][side], w.element_type(x)))
             result = part if result is None else w.op("Add", result, part)
-        assert result is not None
+    assert result is not None
     target = w.joined(w.part(w.shape(x), 0, 2), w.part(w.shape(grid), 1, axes + 1))
-    return [w.op("Reshape", result, target)]
+    return [w.reshape(result, target)]
 
 
 def _place(w: TrainingOp, grid: ir.Value, index: int, length: ir.Value) -> ir.Value:

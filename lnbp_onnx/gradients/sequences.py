@@ -32,7 +32,9 @@ def split_to_sequence(w: TrainingOp) -> Outputs:
     values = w.ops("Split", x, w.ints(*parts), outputs=len(parts), axis=axis)
     if given is None and not w.attribute("keepdims", 1):
         values = [w.squeeze(value, axis) for value in values]
-    return [w.op("SequenceConstruct", *values)]
+    sequence = w.op("SequenceConstruct", *values)
+    sequence.type = ir.SequenceType(ir.TensorType(w.element_type(x)))
+    return [sequence]
 
 
 def sequence_at(w: TrainingOp) -> Outputs:

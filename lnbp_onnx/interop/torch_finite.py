@@ -18,7 +18,10 @@ def _of(*names: str) -> set[Callable[..., Any]]:
 _TRUE, _FALSE = _of("isfinite"), _of("isnan", "isinf")
 """The questions, by the answer for each element where all are finite."""
 
-_SAME, _OPPOSITE = _of("all", "any", "detach"), _of("logical_not", "bitwise_not", "__invert__")
+_SAME, _OPPOSITE = (
+    _of("all", "any", "detach"),
+    _of("logical_not", "logical_not_", "bitwise_not", "bitwise_not_", "__invert__"),
+)
 _ANSWERS = _of("__bool__", "item")
 
 

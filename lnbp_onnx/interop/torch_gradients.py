@@ -153,8 +153,8 @@ class WithExportableGradients(TorchFunctionMode):  # type: ignore[misc]  # torch
             functional.affine_grid: _affine_grid,
             torch._weight_norm: _weight_norm,
             torch.cdist: _cdist,
-            **dict.fromkeys((torch.det, torch.linalg.det, torch.Tensor.det), _determinant),
-            **dict.fromkeys((torch.inverse, torch.linalg.inv, torch.Tensor.inverse), _inverse),
+            **dict.fromkeys((torch.det, torch.linalg.det, torch.Tensor.det), _of_matrix(_determinant)),
+            **dict.fromkeys((torch.inverse, torch.linalg.inv, torch.Tensor.inverse), _of_matrix(_inverse)),
             torch.linalg.solve: _solve,
         }
         return written.get(function, function)(*args, **(kwargs or {}))
@@ -259,20 +259,25 @@ def _is_small(matrix: Any) -> bool:
     return matrix.dim() >= 2 and matrix.shape[-2] == matrix.shape[-1] and matrix.shape[-1] in (2, 3)
 
 
-def _determinant(A: Any) -> Any:  # noqa: N803 - as torch calls it
-    if not _is_small(A) or not A.requires_grad:
-        return torch.linalg.det(A)
-    return (A[..., 0, :] * _cofactors(A)[..., 0, :]).sum(-1)
+def _of_matrix(function: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Take the matrix as torch's functions do, of which some call it ``A`` and others ``input``."""
+    return lambda *matrix, **by_name: function(*matrix, *by_name.values())
 
 
-def _inverse(A: Any) -> Any:  # noqa: N803
-    if not _is_small(A):
-        return torch.linalg.inv(A)
-    cofactors = _cofactors(A)
-    return cofactors.mT / (A[..., 0, :] * cofactors[..., 0, :]).sum(-1)[..., None, None]
+def _determinant(matrix: Any) -> Any:
+    if not _is_small(matrix) or not matrix.requires_grad:
+        return torch.linalg.det(matrix)
+    return (matrix[..., 0, :] * _cofactors(matrix)[..., 0, :]).sum(-1)
 
 
-def _solve(A: Any, B: Any, *, left: bool = True) -> Any:  # noqa: N803
+def _inverse(matrix: Any) -> Any:
+    if not _is_small(matrix):
+        return torch.linalg.inv(matrix)
+    cofactors = _cofactors(matrix)
+    return cofactors.mT / (matrix[..., 0, :] * cofactors[..., 0, :]).sum(-1)[..., None, None]
+
+
+def _solve(A: Any, B: Any, *, left: bool = True) -> Any:  # noqa: N803 - as torch calls them
     if not _is_small(A):
         return torch.linalg.solve(A, B, left=left)
     if B.dim() == 1 or B.shape == A.shape[:-1]:  # vectors
@@ -296,7 +301,9 @@ def _grid_sample(
     for row, share_of_row in _neighbours(rows, mode):
         for column, share_of_column in _neighbours(columns, mode):
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            places = torch.where(inside, row * width + column, 0).long().flatten(1)
+            # As integers: the place of an element is more than a floating type counts exactly.
+            row_at, column_at = (torch.where(inside, at, 0).long() for at in (row, column))
+            places = (row_at * width + column_at).flatten(1)
             found = elements.gather(2, places[:, None].expand(-1, input.shape[1], -1)).unflatten(2, row.shape[1:])
             total = total + found * torch.where(inside, share_of_row * share_of_column, 0)[:, None]
     return total
