@@ -70,8 +70,10 @@ class TrainingStepPass(ir.passes.InPlacePass):
         """
         if clip_norm is not None and not 0 < clip_norm < math.inf:
             raise ValueError(f"{argument('clip_norm')} is {clip_norm}; it must be finite and above 0.")
-        if accumulation_steps < 1:
-            raise ValueError(f"{argument('accumulation_steps')} is {accumulation_steps}; it must be at least 1.")
+        if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
+            raise ValueError(
+                f"{argument('accumulation_steps')} is {accumulation_steps}; it must be an integer of at least 1."
+            )
         self._optimizer = optimizer
         self._loss = loss
         self._clip_norm = clip_norm
