@@ -247,8 +247,9 @@ def differentiation(
     Raises:
         ValueError: Where the arguments do not go together.
     """
-    if isinstance(recompute, str):
-        raise ValueError(f"{argument('recompute')} is {recompute!r}; it must be a sequence of patterns.")
+    for name, value in (("wrt", wrt), ("recompute", recompute)):
+        if isinstance(value, str):
+            raise ValueError(f"{argument(name)} is {value!r}; it must be a sequence of names, such as [{value!r}].")
     if of is None:
         arguments = {"wrt": wrt, "loss": loss, "label": label, "recompute": recompute or None}
         given = [name for name, value in arguments.items() if value is not None]

@@ -256,6 +256,7 @@ def test_names_that_are_taken(name: str) -> None:
         (lambda: SGD(nesterov=True, momentum=0.9, dampening=0.1), "nesterov needs momentum above 0"),
         (lambda: lnbp_onnx.training_step(b"", optimizer=SGD(), clip_norm=0.0), "clip_norm is 0.0"),
         (lambda: lnbp_onnx.training_step(b"", optimizer=SGD(), accumulation_steps=0), "accumulation_steps is 0"),
+        (lambda: lnbp_onnx.training_step(b"", optimizer=SGD(), of="loss", wrt="w"), r"wrt is 'w'; it must be a seq"),
         (
             lambda: lnbp_onnx.training_step(b"", optimizer=SGD(), accumulation_steps=cast(int, 1.5)),
             "is 1.5; it must be an",
