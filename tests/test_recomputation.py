@@ -197,6 +197,13 @@ def test_what_cannot_be_computed_again(message: str) -> None:
         lnbp_onnx.gradient(model, of="loss", wrt=["w"], recompute=REFUSED[message])
 
 
+def test_a_dropout_that_drops_nothing_is_computed_again() -> None:
+    model = onnx.parser.parse_model(DROPPED.replace("bool yes = {1}", "bool yes = {0}"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(6, np.float32), "w"))
+    result = lnbp_onnx.gradient(model, of="loss", wrt=["w"], recompute=["dropped"])
+    assert sum(node.op_type == "Dropout" for node in result.graph.node) == 2
+
+
 def test_training_step_and_command_line(tmp_path: Path) -> None:
     path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
     onnx.save(blocks(2, 8, 16), path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lnbp_onnx.gradients import CONSTANT, CONSTANT_INPUTS
-from lnbp_onnx.graphs.inference import known, subgraphs_of
+from lnbp_onnx.graphs.inference import constant_tensor, known, subgraphs_of
 from lnbp_onnx.node import TensorInfo
 
 Infos = Mapping[ir.Value, TensorInfo]
@@ -70,7 +70,11 @@ def is_control_flow(node: ir.Node) -> bool:
 
 def is_random(node: ir.Node) -> bool:
     """Return whether a node draws numbers, others each time."""
-    return node.domain == "" and (node.op_type in _RANDOM or (node.op_type == "Dropout" and len(node.inputs) > 2))
+    if node.domain != "" or node.op_type != "Dropout":
+        return node.domain == "" and node.op_type in _RANDOM
+    is_training = node.inputs[2] if len(node.inputs) > 2 else None
+    constant = None if is_training is None else constant_tensor(is_training)
+    return is_training is not None and (constant is None or bool(constant.numpy()))
 
 
 def iteration_of(node: ir.Node) -> Iteration:
