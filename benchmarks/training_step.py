@@ -118,9 +118,9 @@ def _share_of_layer_norms(
 ) -> float:
     """Return the time of the layer norms' nodes over that of all nodes, in the second of two runs.
 
-    Decomposed gradients are nodes whose names begin with that of the node that they come from.
+    Decomposed gradients are nodes whose names begin with that of the node that they come from, and a slash.
     """
-    layer_norms = {node.name for node in exported.graph.node if node.op_type in _LAYER_NORMS}
+    layer_norms = [f"{node.name}/" for node in exported.graph.node if node.op_type in _LAYER_NORMS]
     with tempfile.TemporaryDirectory() as folder:
         session = _session(model, threads, str(Path(folder, "profile")))
         session.run(None, feeds)
@@ -129,7 +129,9 @@ def _share_of_layer_norms(
     nodes = [event for event in events if event.get("name", "").endswith("_kernel_time")]
     times: Counter[bool] = Counter()
     for event in nodes[len(nodes) // 2 :]:
-        times[event["name"].removesuffix("_kernel_time").split("/")[0] in layer_norms] += event["dur"]
+        name = event["name"].removesuffix("_kernel_time")
+        times[f"{name}/".startswith(tuple(layer_norms))] += event["dur"]
+    assert times[True], "no node of the profile is one of the model's layer norms"
     return times[True] / times.total()
 
 
