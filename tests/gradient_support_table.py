@@ -6,32 +6,31 @@ architecture and writes nothing. It fails where something else became of one tha
 onnxscript, transformers, timm and torchvision.
 """
 
-import argparse
 import contextlib
 import copy
 import io
-import logging
-import multiprocessing
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from architecture_tables import Table, prepare_torch
 from support_table import ARCHITECTURES, Architecture
 
-PAGE = Path(__file__).parent.parent / "docs" / "training.md"
-BEGIN, END = "<!-- table of forward exports -->\n", "<!-- end of the table of forward exports -->\n"
-COLUMNS = (
-    "architecture",
-    "opset",
-    "sizes",
-    "nodes",
-    "layer norms",
-    "loss",
-    "gradients",
-    "torch's own",
-    "differentiated",
+TABLE = Table(
+    Path(__file__).parent.parent / "docs" / "training.md",
+    "table of forward exports",
+    (
+        "architecture",
+        "opset",
+        "sizes",
+        "nodes",
+        "layer norms",
+        "loss",
+        "gradients",
+        "torch's own",
+        "differentiated",
+    ),
 )
 
 OPSETS = (18, 20, 23)
@@ -47,19 +46,13 @@ def measured(name: str) -> Sequence[str]:
 
     import lnbp_onnx  # noqa: PLC0415
 
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
+    prepare_torch()
     torch.manual_seed(0)
-    torch.set_num_threads(1)
-    # torchvision's own operators, which no model here uses, are built for another torch than the CPU's.
-    for operator in ("nms", "qnms"):
-        with contextlib.suppress(RuntimeError):  # defined by an earlier one
-            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
     architecture = ARCHITECTURES[name]
     module = LossOf(architecture.make()).eval()
     forward = exported(module, architecture, OPSETS[list(ARCHITECTURES).index(name) % len(OPSETS)])
     if forward is None:
-        return name, *[""] * (len(COLUMNS) - 2), "torch does not export it"
+        return name, *[""] * (len(TABLE.columns) - 2), "torch does not export it"
     (opset,) = (each.version for each in forward.opset_import if each.domain == "")
     loss = forward.graph.output[0].name
     batches = []
@@ -73,7 +66,7 @@ def measured(name: str) -> Sequence[str]:
                 batches.append((feeds, expected, own))
     described = name, str(opset), ("none", "as traced", "any")[len(batches)]
     if not batches:
-        return *described, *[""] * (len(COLUMNS) - 4), "ONNX Runtime does not run the forward export"
+        return *described, *[""] * (len(TABLE.columns) - 4), "ONNX Runtime does not run the forward export"
     sources = [key.removesuffix(".grad") for key in batches[0][1] if key != "loss"]
     model = lnbp_onnx.gradient(forward, of=loss, wrt=sources)
     norms = [
@@ -179,30 +172,8 @@ def row_of(name: str) -> Sequence[str]:
         return measured(name)
     except Exception as error:  # of whatever library: the row says so
         said = " ".join(str(error).split()).replace("|", "/")
-        return name, *[""] * (len(COLUMNS) - 2), f"{type(error).__name__}: {said}"[:200]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", type=int, default=1, help="run every so many-th architecture, and write nothing")
-    parser.add_argument("names", nargs="*", help="run these alone, and write nothing")
-    arguments = parser.parse_args()
-    names = arguments.names or list(ARCHITECTURES)[:: arguments.part]
-    rows = []
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for row in pool.imap(row_of, names):
-            print(*row, sep=" | ", flush=True)
-            rows.append(row)
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    table, _, after = rest.partition(END)
-    if names == list(ARCHITECTURES):
-        lines = [" | ".join(row) for row in (COLUMNS, *rows)]
-        lines.insert(1, "|".join(["---"] * len(COLUMNS)))
-        PAGE.write_text(before + BEGIN + "".join(f"| {line} |\n" for line in lines) + END + after)
-        return 0
-    recorded = {line.split(" | ")[0]: line for line in table.splitlines()}
-    return sum(not recorded.get(f"| {row[0]}", "").endswith(f"| {row[-1]} |") for row in rows)
+        return name, *[""] * (len(TABLE.columns) - 2), f"{type(error).__name__}: {said}"[:200]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(TABLE.run(__doc__, list(ARCHITECTURES), row_of))

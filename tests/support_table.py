@@ -6,21 +6,15 @@ writes nothing. It fails where something else became of an export than the table
 that is not right is one. It needs torch, onnxscript, transformers, timm and torchvision.
 """
 
-import argparse
-import contextlib
 import copy
-import logging
-import multiprocessing
 import re
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parent.parent / "docs" / "pytorch.md"
-BEGIN, END = "<!-- support table -->\n", "<!-- end of the support table -->\n"
+from architecture_tables import Table, prepare_torch
 
 VOCABULARY = 40
 LONGEST = 64
@@ -298,7 +292,11 @@ ARCHITECTURES = {
     ),
 }  # fmt: skip
 
-COLUMNS = ("architecture", "class", "dynamic", "nodes", "loss", "gradients", "with dropout", "exported")
+TABLE = Table(
+    Path(__file__).parent.parent / "docs" / "pytorch.md",
+    "support table",
+    ("architecture", "class", "dynamic", "nodes", "loss", "gradients", "with dropout", "exported"),
+)
 
 
 @dataclass(frozen=True)
@@ -322,13 +320,7 @@ def measured(name: str) -> Sequence[str]:
     import lnbp_onnx  # noqa: PLC0415
     from lnbp_onnx.interop.torch import export_joint  # noqa: PLC0415
 
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    # torchvision's own operators, which no model here uses, are built for another torch than the CPU's.
-    for operator in ("nms", "qnms"):
-        with contextlib.suppress(RuntimeError):  # defined by an earlier one
-            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
+    prepare_torch()
     torch.manual_seed(0)
     each = ARCHITECTURES[name]
     module = each.make()
@@ -399,27 +391,5 @@ def worst(module: Any, model: Any, each: Architecture) -> Errors:
     return Errors(max(losses), max(gradients), max(of_torch), list(wrong))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", type=int, default=1, help="run every so many-th architecture, and write nothing")
-    parser.add_argument("names", nargs="*", help="run these alone, and write nothing")
-    arguments = parser.parse_args()
-    names = arguments.names or list(ARCHITECTURES)[:: arguments.part]
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        rows = []
-        for row in pool.imap(measured, names):
-            print(*row, sep=" | ", flush=True)
-            rows.append(row)
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    table, _, after = rest.partition(END)
-    if names == list(ARCHITECTURES):
-        lines = [" | ".join(row) for row in (COLUMNS, *rows)]
-        lines.insert(1, "|".join(["---"] * len(COLUMNS)))
-        PAGE.write_text(before + BEGIN + "".join(f"| {line} |\n" for line in lines) + END + after)
-        return 0
-    recorded = {line.split(" | ")[0]: line for line in table.splitlines()}
-    return sum(not recorded.get(f"| {row[0]}", "").endswith(f"| {row[-1]} |") for row in rows)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(TABLE.run(__doc__, list(ARCHITECTURES), measured))
