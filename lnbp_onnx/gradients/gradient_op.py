@@ -11,7 +11,6 @@ from lnbp_onnx.graphs.operators import name_of
 from lnbp_onnx.node import TensorInfo
 from lnbp_onnx.training_ops import REWRITINGS, TrainingOp
 from lnbp_onnx.training_ops.broadcasting import summed_to
-from lnbp_onnx.training_ops.training_op import compute_type
 
 Gradients: TypeAlias = Sequence[ir.Value | None]
 """The gradients of a node's inputs, None for one that has none or is not wanted. Trailing ones may be left out."""
@@ -99,8 +98,7 @@ class GradientOp(TrainingOp):
 
     def zeros_like(self, value: ir.Value) -> ir.Value:
         """Return zeros of the type and shape of a forward value."""
-        element_type = self.element_type(value)
-        return self.cast(self.filled(self.shape_of(value), 0.0, compute_type(element_type)), element_type)
+        return self.zeros(self.shape_of(value), self.element_type(value))
 
     def shaped_like(self, value: ir.Value, like: ir.Value) -> ir.Value:
         """Return a gradient in the shape of a forward value with as many elements."""

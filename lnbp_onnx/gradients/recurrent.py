@@ -114,7 +114,7 @@ class _Layer:
             of_input, of_state = self.split(bias, 2, axis=0, size=number * size)
             if keeps_last_bias:
                 *others, self.last_bias = self.split(of_state, number, axis=0)
-                zeros = w.cast(w.filled(w.ints(size), 0.0, ir.DataType.FLOAT), w.element_type(x))
+                zeros = w.zeros(w.ints(size), w.element_type(x))
                 of_state = w.op("Concat", *others, zeros, axis=0)
             self.gates = w.op("Add", self.gates, w.op("Add", of_input, of_state))
 
@@ -190,8 +190,7 @@ def _state(w: TrainingOp, x: ir.Value, name: str, place: int, size: int, batch_f
     if value is not None:
         return w.op("Gather", value, w.constant(place, ir.DataType.INT64), axis=1 if batch_first else 0)
     shape = w.joined(w.part(w.shape(x), 1, 2), w.ints(size))
-    element_type = w.element_type(x)
-    return w.cast(w.filled(shape, 0.0, ir.DataType.FLOAT), element_type)
+    return w.zeros(shape, w.element_type(x))
 
 
 def _mask(w: TrainingOp, x: ir.Value) -> ir.Value | None:
@@ -199,8 +198,7 @@ def _mask(w: TrainingOp, x: ir.Value) -> ir.Value | None:
     lengths = w.optional_input(4)
     if lengths is None:
         return None
-    zero, one = (w.constant(number, ir.DataType.INT64) for number in (0, 1))
-    steps = w.op("Range", zero, w.squeeze(w.part(w.shape(x), 0, 1), 0), one, element_type=ir.DataType.INT64)
+    steps = w.count_to(w.part(w.shape(x), 0, 1))
     below = w.compare("Less", w.unsqueeze(steps, 1), w.unsqueeze(w.cast(lengths, ir.DataType.INT64), 0))
     return w.unsqueeze(below, 2)
 

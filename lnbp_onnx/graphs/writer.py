@@ -273,6 +273,11 @@ class Writer:
         tensor = _tensor_attribute(dtype, (1,), np.array([value]).astype(dtype.numpy()).tobytes())
         return self.op("ConstantOfShape", shape, name=name, shape=known_shape, element_type=element_type, value=tensor)
 
+    def zeros(self, shape: ir.Value, element_type: int) -> ir.Value:
+        """Return a tensor of zeros of any type, half types included."""
+        written = ir.DataType.FLOAT if element_type in HALF_TYPES else element_type
+        return self.cast(self.filled(shape, 0.0, written), element_type)
+
     # Operators whose form depends on the opset
 
     def cast(

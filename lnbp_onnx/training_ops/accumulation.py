@@ -36,5 +36,4 @@ def in_place_accumulator(w: TrainingOp) -> Outputs:
 def zero_gradient(w: TrainingOp) -> Outputs:
     """(old_gradient, reset_signal): zeros of the gradient's shape."""
     (given,) = w.inputs("old_gradient")
-    element_type = w.element_type(given)
-    return [w.cast(w.filled(w.shape(given), 0.0, compute_type(element_type)), element_type)]
+    return [w.zeros(w.shape(given), w.element_type(given))]
