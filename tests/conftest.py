@@ -28,6 +28,14 @@ def share(pytestconfig: pytest.Config) -> str:
     return given
 
 
+@pytest.fixture
+def torch_seed() -> None:
+    """Has torch draw the same numbers in every test."""
+    import torch  # noqa: PLC0415 - most tests run without it
+
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     products = defaultdict(list)
     for item in items:

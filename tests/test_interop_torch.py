@@ -33,17 +33,11 @@ import torch_modules as modules  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.modules.module import register_module_full_backward_hook  # noqa: E402
 from torch_modules import Written  # noqa: E402
-from torch_runs import arrays, assert_close, autograd, decomposed, native, relative_errors  # noqa: E402
+from torch_runs import MARKS, arrays, assert_close, autograd, decomposed, native, relative_errors  # noqa: E402
 
 from lnbp_onnx.interop.torch import export, export_joint, translation_table  # noqa: E402
 
-# Of torch's own code, once it has been imported.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+pytestmark = MARKS
 
 
 WAYS = pytest.mark.parametrize("run", [native, decomposed])

@@ -23,18 +23,12 @@ from torch.nn.utils import parametrizations  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch_modules import Cubes, Written  # noqa: E402
-from torch_runs import arrays, assert_close, autograd, native  # noqa: E402
+from torch_runs import MARKS, arrays, assert_close, autograd, native  # noqa: E402
 
 from lnbp_onnx.interop.torch import export, export_joint  # noqa: E402
 from lnbp_onnx.interop.torch_gradients import WithExportableGradients, gradient_decompositions  # noqa: E402
 
-# Of torch's own code, once it has been imported.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+pytestmark = MARKS
 
 
 class Each(nn.Module):

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch_modules import Cubes, Written, cubes  # noqa: E402
 from torch_runs import (  # noqa: E402
+    MARKS,
     arrays,
     assert_close,
     autograd,
@@ -31,15 +32,9 @@ from torch_runs import (  # noqa: E402
 
 from lnbp_onnx.interop.torch import export, export_joint  # noqa: E402
 
-# Of torch's own code, once it has been imported.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+pytestmark = MARKS
 
 SHARE = 0.3
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
 
 
 class Drawn(TorchFunctionMode):

@@ -16,17 +16,11 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn.utils.parametrizations import spectral_norm  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch_modules import Cubes, Written, cubes  # noqa: E402
-from torch_runs import arrays, assert_close, autograd, decomposed, native  # noqa: E402
+from torch_runs import MARKS, arrays, assert_close, autograd, decomposed, native  # noqa: E402
 
 from lnbp_onnx.interop.torch import export, export_joint  # noqa: E402
 
-# Of torch's own code, once it has been imported.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+pytestmark = MARKS
 
 
 def batch_norms() -> Cubes:

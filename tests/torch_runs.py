@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper
 from torch import nn
@@ -13,6 +14,13 @@ import lnbp_onnx
 from lnbp_onnx.running.runners import KernelRunner, PlainRunner
 
 Feeds = Mapping[str, np.ndarray]
+
+MARKS = [
+    # Of torch's own code, once it has been imported.
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+    pytest.mark.usefixtures("torch_seed"),
+]
+"""What modules of tests that export have as their pytestmark."""
 
 
 def native(model: ModelProto, feeds: Feeds) -> dict[str, np.ndarray]:
