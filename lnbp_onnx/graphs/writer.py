@@ -32,6 +32,11 @@ INT64_MAX = int(np.iinfo(np.int64).max)
 """What stands for an axis' end."""
 
 
+def compute_type(element_type: int) -> ir.DataType:
+    """Return the type to compute in."""
+    return ir.DataType.FLOAT if element_type in HALF_TYPES else ir.DataType(element_type)
+
+
 class Writer:
     """Collects nodes that take the place of something.
 
@@ -275,8 +280,7 @@ class Writer:
 
     def zeros(self, shape: ir.Value, element_type: int) -> ir.Value:
         """Return a tensor of zeros of any type, half types included."""
-        written = ir.DataType.FLOAT if element_type in HALF_TYPES else element_type
-        return self.cast(self.filled(shape, 0.0, written), element_type)
+        return self.cast(self.filled(shape, 0.0, compute_type(element_type)), element_type)
 
     # Operators whose form depends on the opset
 

@@ -9,12 +9,11 @@ from lnbp_onnx.errors import InvalidModelError, argument
 from lnbp_onnx.graphs.inference import Functions, infer
 from lnbp_onnx.graphs.names import claim, computed_value, names_in, unique_names
 from lnbp_onnx.graphs.opsets import opset_to_train_in
-from lnbp_onnx.graphs.writer import FLOATS, Writer
+from lnbp_onnx.graphs.writer import FLOATS, Writer, compute_type
 from lnbp_onnx.node import Dim, TensorInfo, format_shape
 from lnbp_onnx.spec import type_name
 from lnbp_onnx.training.losses import cross_entropy, mean_of_elements
 from lnbp_onnx.training.names import LossName
-from lnbp_onnx.training_ops.training_op import compute_type
 
 LOSS = "loss"
 """The name of the new output."""

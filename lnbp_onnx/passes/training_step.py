@@ -11,9 +11,8 @@ from lnbp_onnx.errors import InvalidModelError, argument, written
 from lnbp_onnx.graphs.inference import Functions, declare, infer
 from lnbp_onnx.graphs.names import claim, computed_value, listed, names_in, unique_names
 from lnbp_onnx.graphs.opsets import opset_to_train_in
-from lnbp_onnx.graphs.writer import FLOATS, Writer
+from lnbp_onnx.graphs.writer import FLOATS, Writer, compute_type
 from lnbp_onnx.training.optimizers import Optimizer
-from lnbp_onnx.training_ops.training_op import compute_type
 
 LEARNING_RATE = "learning_rate"
 STEP = "step"

@@ -6,7 +6,8 @@ Standard operators change nothing in place: what an accumulator left in its buff
 
 import onnx_ir as ir
 
-from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp, compute_type
+from lnbp_onnx.graphs.writer import compute_type
+from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp
 
 
 def in_place_accumulator_v2(w: TrainingOp) -> Outputs:

@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from lnbp_onnx.graphs.writer import Writer
+from lnbp_onnx.graphs.writer import Writer, compute_type
 from lnbp_onnx.training_ops.indexing import added_elements
-from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp, compute_type
+from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp
 
 
 @dataclass(frozen=True, slots=True)

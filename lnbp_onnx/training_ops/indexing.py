@@ -3,9 +3,9 @@
 
 import onnx_ir as ir
 
-from lnbp_onnx.graphs.writer import INT64_MAX
+from lnbp_onnx.graphs.writer import INT64_MAX, compute_type
 from lnbp_onnx.training_ops.row_sums import add_rows, positions
-from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp, compute_type
+from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp
 
 _SCATTER_ELEMENTS_ADDS_FROM = 16
 # NumPy's, and more than any runtime takes.

@@ -5,8 +5,9 @@ import onnx_ir as ir
 from onnx import AttributeProto
 
 from lnbp_onnx import spec
+from lnbp_onnx.graphs.writer import compute_type
 from lnbp_onnx.node import TensorInfo, attribute_protos, parse
-from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp, compute_type
+from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp
 
 OP_TYPES = ("LayerNormalizationGrad", "InvertibleLayerNormalizationGrad")
 

@@ -5,8 +5,9 @@ import numpy as np
 import onnx_ir as ir
 
 from lnbp_onnx.graphs.inference import constant_tensor
+from lnbp_onnx.graphs.writer import compute_type
 from lnbp_onnx.training_ops.row_sums import add_rows, positions
-from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp, compute_type
+from lnbp_onnx.training_ops.training_op import Outputs, TrainingOp
 
 
 def scatter_nd(w: TrainingOp) -> Outputs:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from lnbp_onnx.errors import InvalidModelError
 from lnbp_onnx.graphs.operators import name_of
-from lnbp_onnx.graphs.writer import HALF_TYPES, Writer
+from lnbp_onnx.graphs.writer import Writer, compute_type
 from lnbp_onnx.node import TensorInfo, format_shape
 
 Outputs: TypeAlias = Sequence[ir.Value | None]
@@ -86,8 +86,3 @@ class TrainingOp(Writer):
         """Return values of one floating type in the type to compute in: half types in float."""
         shared = self.element_type(*values)
         return [self.cast(value, compute_type(shared), shared) for value in values]
-
-
-def compute_type(element_type: ir.DataType) -> ir.DataType:
-    """Return the type to compute in."""
-    return ir.DataType.FLOAT if element_type in HALF_TYPES else element_type
