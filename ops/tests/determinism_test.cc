@@ -20,6 +20,7 @@ struct Size {
 
 void TestSize(Size size, ElementType type, bool use_stats, Layout layout,
               const Variant* variant) {
+  if (size.num_rows * size.norm_size > max_elements) return;
   Problem problem;
   problem.variant = variant;
   problem.type = problem.parameter_type = problem.statistics_type = type;
@@ -46,6 +47,7 @@ void TestSize(Size size, ElementType type, bool use_stats, Layout layout,
 
 void TestAddresses(Size size, ElementType type, bool use_stats,
                    const Variant* variant) {
+  if (size.num_rows * size.norm_size > max_elements) return;
   Problem problem;
   problem.variant = variant;
   problem.type = problem.parameter_type = problem.statistics_type = type;
@@ -71,7 +73,8 @@ void TestAddresses(Size size, ElementType type, bool use_stats,
 }  // namespace
 }  // namespace lnbp::test
 
-int main() {
+int main(int argc, char** argv) {
+  lnbp::test::TakeMaxElements(argc, argv);
   using lnbp::ElementType;
   using lnbp::test::Layout;
   constexpr lnbp::test::Size kSizes[] = {{2000, 64},  {300, 768}, {2100, 257},
@@ -83,7 +86,7 @@ int main() {
           ElementType::kBfloat16, ElementType::kInt32}) {
       for (const bool use_stats : {true, false}) {
         for (const Layout layout : {Layout::kIdentity, Layout::kScalar}) {
-          for (const lnbp::Variant* variant : lnbp::test::AvailableVariants()) {
+          for (const lnbp::Variant* variant : lnbp::test::VariantsFor(type)) {
             TestSize(size, type, use_stats, layout, variant);
           }
         }
@@ -98,7 +101,7 @@ int main() {
     for (const ElementType type :
          {ElementType::kFloat, ElementType::kDouble, ElementType::kFloat16,
           ElementType::kBfloat16}) {
-      for (const lnbp::Variant* variant : lnbp::test::AvailableVariants()) {
+      for (const lnbp::Variant* variant : lnbp::test::VariantsFor(type)) {
         TestAddresses(size, type, size.norm_size % 3 != 0, variant);
       }
     }

@@ -17,9 +17,10 @@ namespace {
 
 // On every path.
 void CheckProblem(Problem problem) {
+  if (problem.num_rows * problem.norm_size > max_elements) return;
   const Data data(problem);
   const Expected expected = data.Compute();
-  for (const Variant* variant : AvailableVariants()) {
+  for (const Variant* variant : VariantsFor(problem.type)) {
     problem.variant = variant;
     CheckOutputs(problem, data, expected);
   }
@@ -331,7 +332,7 @@ void TestUnlikeFirstColumns() {
           data.input_forward.Set(row * norm_size + i, 10);
       }
       const Expected expected = data.Compute();
-      for (const Variant* variant : AvailableVariants()) {
+      for (const Variant* variant : VariantsFor(type)) {
         problem.variant = variant;
         CheckOutputs(problem, data, expected);
       }
@@ -492,8 +493,9 @@ void TestFailures() {
 }  // namespace
 }  // namespace lnbp::test
 
-int main() {
+int main(int argc, char** argv) {
   using namespace lnbp::test;
+  TakeMaxElements(argc, argv);
   TestTypes();
   TestWantedOutputs();
   TestLengths();

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <string>
 #include <type_traits>
@@ -35,6 +36,30 @@ inline std::vector<const Variant*> AvailableVariants() {
     if (variant.is_available()) available.push_back(&variant);
   }
   return available;
+}
+
+// Of these the ones with functions of their own for `type`: another takes those
+// of one before it.
+inline std::vector<const Variant*> VariantsFor(ElementType type) {
+  return WithElementType(type, [type](auto tag) {
+    using C = ComputeType<typename decltype(tag)::Type>;
+    std::vector<const Variant*> variants = AvailableVariants();
+    const auto has_none = [type](const Variant* variant) {
+      return variant->functions->Find<C>(type) == nullptr;
+    };
+    variants.erase(
+        std::remove_if(variants.begin(), variants.end(), has_none),
+        variants.end());
+    return variants;
+  });
+}
+
+// How many elements a problem may have, which a test takes as an argument: an
+// emulator would need hours for all.
+inline std::size_t max_elements = std::numeric_limits<std::size_t>::max();
+
+inline void TakeMaxElements(int argc, char** argv) {
+  if (argc > 1) max_elements = std::stoul(argv[1]);
 }
 
 struct Problem {
