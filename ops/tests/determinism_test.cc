@@ -77,7 +77,7 @@ int main(int argc, char** argv) {
   lnbp::test::TakeMaxElements(argc, argv);
   using lnbp::ElementType;
   using lnbp::test::Layout;
-  constexpr lnbp::test::Size kSizes[] = {{2000, 64},  {300, 768}, {2100, 257},
+  constexpr lnbp::test::Size kSizes[] = {{1500, 64},  {300, 768}, {2100, 257},
                                          {100, 1030}, {70, 9001}, {5, 20000},
                                          {1, 8192}};
   for (const lnbp::test::Size size : kSizes) {

@@ -47,9 +47,8 @@ inline std::vector<const Variant*> VariantsFor(ElementType type) {
     const auto has_none = [type](const Variant* variant) {
       return variant->functions->Find<C>(type) == nullptr;
     };
-    variants.erase(
-        std::remove_if(variants.begin(), variants.end(), has_none),
-        variants.end());
+    variants.erase(std::remove_if(variants.begin(), variants.end(), has_none),
+                   variants.end());
     return variants;
   });
 }
