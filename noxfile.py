@@ -190,8 +190,9 @@ def aarch64(session: nox.Session) -> None:
     # The oracle's extended precision is software there: large cases take it minutes.
     session.run(*pytest, "tests/smoke.py", "tests/test_paths.py", "-k", "not large", external=True)
     conformance = [*pytest, "--products", "whole", "tests/test_conformance.py::test_case", "-k"]
-    for isa, cases in {"portable": "columns or types-float", "neon": "bfloat16 or half", "neonbf16": "bfloat16 or half"}.items():
-        selected = f"native and not large and ({cases})"
+    cases = {"portable": "columns or types-float", "neon": "bfloat16 or half", "neonbf16": "bfloat16 or half"}
+    for isa, names in cases.items():
+        selected = f"native and not large and ({names})"
         session.run(*conformance, selected, env={"LNBP_ISA": isa}, external=True)
 
 
