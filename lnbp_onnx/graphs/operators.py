@@ -66,9 +66,9 @@ def find_operators(scope: Scope, functions: Functions) -> list[Operator]:
     if not found:
         return []
     operands = {value for node, _ in found for value in node.inputs if value is not None}
-    # Inference takes longer than all else, and has nothing to add here.
-    is_all_declared = all(info_of(value).is_complete for value in operands)
-    infos = {} if is_all_declared else infer(scope.graph, functions, scope.opset_imports)
+    # Of a large model inference takes as long as all else, and here it would have nothing to add.
+    is_known = all(info_of(value).is_complete for value in operands)
+    infos = {} if is_known else infer(scope.graph, functions, scope.opset_imports)
     return [Operator(node, place, parse_node(node, infos)) for node, place in found]
 
 

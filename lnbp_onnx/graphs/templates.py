@@ -153,7 +153,10 @@ Copies: TypeAlias = dict[ir.Graph, dict[ir.Node, Copy]]
 
 
 def copies_kept(model: ir.Model, graphs: Iterable[ir.Graph]) -> Copies:
-    """Have `put` leave the nodes of some graphs where they are, and return the copies that will be in their places."""
+    """Have `put` leave the nodes of some graphs where they are, and return the copies that are to be in their places.
+
+    They are for who writes the graphs; whatever looks at the graphs before that still finds the nodes.
+    """
     copies: Copies = {graph: {} for graph in graphs}
     model.meta[_COPIES] = copies
     return copies
