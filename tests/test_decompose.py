@@ -472,11 +472,10 @@ def several_in_a_row() -> ModelProto:
     for index, node in enumerate(nodes):
         node.metadata_props.add(key="z", value=str(index))
         node.metadata_props.add(key="a", value="first by name")
-    shapes = {"x": ["n", 4, 6], "dy": ["n", 4, 6], "g": [6], "h": [4, 6]}
-    inputs = {name: (FLOAT, shape) for name, shape in shapes.items()}
-    outputs = {"d": (FLOAT, ["n", 4, 6]), "cb": (FLOAT, [6])}
-    model = make_model(nodes, inputs, outputs)
-    model.graph.value_info.append(info("a", FLOAT, ["n", 4, 6]))
+    rows = (FLOAT, ["n", 4, 6])
+    inputs = {"x": rows, "dy": rows, "g": (FLOAT, [6]), "h": (FLOAT, [4, 6])}
+    model = make_model(nodes, inputs, {"d": rows, "cb": (FLOAT, [6])})
+    model.graph.value_info.append(info("a", *rows))
     return model
 
 
