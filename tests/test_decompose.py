@@ -472,10 +472,10 @@ def several_in_a_row() -> ModelProto:
     for index, node in enumerate(nodes):
         node.metadata_props.add(key="z", value=str(index))
         node.metadata_props.add(key="a", value="first by name")
-    rows = (FLOAT, ["n", 4, 6])
-    inputs = {"x": rows, "dy": rows, "g": (FLOAT, [6]), "h": (FLOAT, [4, 6])}
+    rows: tuple[int, list[Any]] = (FLOAT, ["n", 4, 6])
+    inputs: dict[str, tuple[int, list[Any]]] = {"x": rows, "dy": rows, "g": (FLOAT, [6]), "h": (FLOAT, [4, 6])}
     model = make_model(nodes, inputs, {"d": rows, "cb": (FLOAT, [6])})
-    model.graph.value_info.append(info("a", *rows))
+    model.graph.value_info.append(info("a", FLOAT, ["n", 4, 6]))
     return model
 
 
