@@ -47,13 +47,10 @@ class Template:
     def protos(self, new_protos: NewProtos) -> list[tuple[NodeProto, ValueInfoProto]]:
         """Return each node and its output, without names."""
         if not self._protos:
-            for node, value in zip(self.nodes, self.values, strict=True):
-                node_proto, value_proto = NodeProto(), ValueInfoProto()
-                new_protos.write_node(node, node_proto)
-                for field in ("name", "input", "output"):
-                    node_proto.ClearField(field)
-                new_protos.write_value(value, value_proto)
-                self._protos.append((node_proto, value_proto))
+            self._protos = [
+                (new_protos.nameless_node(node), new_protos.nameless_value(value))
+                for node, value in zip(self.nodes, self.values, strict=True)
+            ]
         return self._protos
 
 
