@@ -41,6 +41,11 @@ class TensorInfo:
             )
         return cls(tensor_type.elem_type or None, shape)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether its element type, its rank and all of its lengths are known."""
+        return self.element_type is not None and self.shape is not None and all(isinstance(d, int) for d in self.shape)
+
 
 def static_size(dims: Iterable[Dim]) -> int | None:
     """Return the product of `dims`, or None where one is not known (and none is 0)."""

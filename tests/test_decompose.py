@@ -3,6 +3,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -457,6 +458,34 @@ def test_onnx_ir_models() -> None:
     assert isinstance(result, ir.Model)
     assert sum(node.domain == "lnbp" for node in model.graph) == 5
     assert_standard(ir.to_proto(result))
+
+
+def several_in_a_row() -> ModelProto:
+    """Nodes with metadata, of one name or none, and without some outputs; one result is declared and others not."""
+    nodes = [
+        operator("x", "dy", "g", ["a", "ag"], name="norm"),
+        operator("a", "a", "g", ["b", "", ""], name="norm"),
+        helper.make_node("Neg", ["b"], ["norm/d"], name="norm/dy_d"),
+        lnbp_onnx.make_node("x", "norm/d", gamma="g", beta="g", use_stats=False, outputs=["c", "", "cb"]),
+        operator("x", "c", "h", ["d"], name="other", begin_norm_axis=1),
+    ]
+    for index, node in enumerate(nodes):
+        node.metadata_props.add(key="z", value=str(index))
+        node.metadata_props.add(key="a", value="first by name")
+    rows: tuple[int, list[Any]] = (FLOAT, ["n", 4, 6])
+    inputs: dict[str, tuple[int, list[Any]]] = {"x": rows, "dy": rows, "g": (FLOAT, [6]), "h": (FLOAT, [4, 6])}
+    model = make_model(nodes, inputs, {"d": rows, "cb": (FLOAT, [6])})
+    model.graph.value_info.append(info("a", FLOAT, ["n", 4, 6]))
+    return model
+
+
+@pytest.mark.parametrize("make", [several_in_a_row, subgraph_model, lambda: chain(3), lambda: onnx.load(ENCODER)])
+def test_bodies_are_the_same_as_protos_and_as_objects(make: Callable[[], ModelProto]) -> None:
+    model = make()
+    # Read and written once more, for what onnx_ir writes in another way or leaves out.
+    as_protos = ir.to_proto(ir.from_proto(lnbp_onnx.decompose(model)))
+    as_objects = ir.to_proto(lnbp_onnx.decompose(ir.from_proto(model)))
+    assert differences(as_protos.graph, as_objects.graph) == []
 
 
 def test_model_without_default_domain_gets_one() -> None:

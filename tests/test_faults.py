@@ -100,7 +100,7 @@ def with_an_axis_that_ends_onnx_beside_a_fault() -> onnx.ModelProto:
 
 
 def with_a_device_without_a_name() -> onnx.ModelProto:
-    model = CASE.model()
+    model = CASE.model(shapes="symbolic")
     model.ir_version = 11
     model.graph.node[0].device_configurations.add().pipeline_stage = 1
     return model

@@ -12,6 +12,8 @@ _LATE = frozenset(
         # What commands do, of which --help does nothing.
         *("lnbp_onnx.api", "lnbp_onnx.cli.report", "lnbp_onnx.graphs.edit", "lnbp_onnx.passes"),
         *("lnbp_onnx.training.optimizers", "onnx_ir"),
+        # What fuse alone does.
+        *("lnbp_onnx.matching.rebuild", "lnbp_onnx.matching.search"),
         # onnx_ir imports sympy for arithmetic on symbolic dimensions, which no command does.
         *("sympy", "onnx_ir._symbolic_shapes"),
     }

@@ -55,11 +55,11 @@ class Part:
     length: int
 
 
-def external_data(model: ModelProto, folders: Sequence[Path], source: str) -> list[ExternalData]:
-    """Return where the bytes of each of `external_tensors` are; the files may be missing, and are not opened.
+def external_data(tensors: Iterable[TensorProto], folders: Sequence[Path], source: str) -> list[ExternalData]:
+    """Return where the bytes of each of a model's `external_tensors` are; the files may be missing, and are not opened.
 
     Args:
-        model: The model.
+        tensors: The tensors.
         folders: The model's folder, links resolved, and others that links in it may lead to.
         source: What messages call the model.
 
@@ -68,7 +68,7 @@ def external_data(model: ModelProto, folders: Sequence[Path], source: str) -> li
     """
     paths: dict[str, Path] = {}
     found = []
-    for tensor in external_tensors(model):
+    for tensor in tensors:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
         try:
@@ -161,9 +161,9 @@ def refer(tensor: TensorProto, location: str, part: Part) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
-def external_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Yield the tensors whose bytes are in files of their own."""
-    return (tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL)
+def external_tensors(model: ModelProto) -> list[TensorProto]:
+    """Return the tensors whose bytes are in files of their own."""
+    return [tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
 
 
 def _data_file(location: str, folders: Sequence[Path]) -> Path:

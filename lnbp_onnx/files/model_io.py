@@ -12,7 +12,7 @@ import os
 import select
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -75,7 +75,7 @@ def load_model(path: Path) -> ModelProto:
     shown = _shown(path)
     try:
         model = parsed(_content(path), f"{shown}: is not an ONNX model", path)
-        external_data(model, _folders(path), shown)
+        _external_data(model, path)
     except InvalidModelError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -107,7 +107,7 @@ def data_warnings(model: ModelProto, source: Path) -> list[str]:
         model: A model that was read from `source`.
         source: Where it was read from.
     """
-    return missing_data(external_data(model, _folders(source), _shown(source)), _shown_folder(source))
+    return missing_data([data for _, data in _external_data(model, source)], _shown_folder(source))
 
 
 def load_data(model: ModelProto, source: Path) -> None:
@@ -116,11 +116,11 @@ def load_data(model: ModelProto, source: Path) -> None:
     Raises:
         InvalidModelError: Where it is missing, or not what the model says.
     """
-    found = external_data(model, _folders(source), _shown(source))
-    faults = missing_data(found, _shown_folder(source))
+    found = _external_data(model, source)
+    faults = missing_data([data for _, data in found], _shown_folder(source))
     if faults:
         raise InvalidModelError(f"{_shown(source)}: {' '.join(faults)}")
-    for tensor, data in zip([*external_tensors(model)], found, strict=True):
+    for tensor, data in found:
         take_in(tensor, data)
 
 
@@ -161,14 +161,16 @@ def save_model(
         except ValueError as error:  # NUL, or what the file system cannot write
             raise InvalidModelError(f"{str(shown)!r} is not the name of a file: {error}.") from error
         with replacing(target) as replacement:
-            referred = _data_paths(model, _folders(source), source)
-            _externalise(model, target, source, size_threshold, progress, replacement)
-            if has_external_data(model) and target.parent != _folder(shown):
+            found = _external_data(model, source)
+            moved = _externalise(model, found, target, source, size_threshold, progress, replacement)
+            external = [*(tensor for tensor, _ in found), *moved]
+            if external and target.parent != _folder(shown):
                 raise InvalidModelError(
                     f"{shown} is a link to {target}: external data cannot be beside both (give the name of a file, or "
                     "remove the link)."
                 )
-            referred |= _data_paths(model, [target.parent], target)
+            written = external_data(external, [target.parent], _shown(target))
+            referred = {data.path for data in (*(data for _, data in found), *written)}
             replacement.write_model(_serialised(model, target), referred)
     except BrokenPipeError:
         raise
@@ -229,7 +231,7 @@ def byte_size(message: ModelProto | TensorProto) -> int:
 
 def has_external_data(model: ModelProto) -> bool:
     """Return whether any tensor of the model is in a file of its own."""
-    return any(external_tensors(model))
+    return bool(external_tensors(model))
 
 
 def _shown(path: Path) -> str:
@@ -404,20 +406,23 @@ def _write_to_standard_output(model: ModelProto, source: Path, size_threshold: i
 
 def _externalise(
     model: ModelProto,
+    found: Sequence[tuple[TensorProto, ExternalData]],
     target: Path,
     source: Path,
     size_threshold: int | None,
     progress: Progress | None,
     replacement: Replacement,
-) -> None:
-    """Write the data file that a model needs beside `target`, and make its tensors refer to it."""
+) -> list[TensorProto]:
+    """Write the data file that a model needs beside `target`, and make its tensors refer to it.
+
+    Returns:
+        Those that were in the model before.
+    """
     if size_threshold is None and byte_size(model) > LARGEST_PROTO:
         size_threshold = DEFAULT_SIZE_THRESHOLD
     moved: list[tuple[TensorProto, TensorProto | ExternalData]] = []
     stays = _folder(source) == target.parent
-    for tensor, data in zip(
-        external_tensors(model), external_data(model, _folders(source), _shown(source)), strict=True
-    ):
+    for tensor, data in found:
         if not (stays and data.path.is_relative_to(target.parent)):
             moved.append((tensor, data))
     faults = missing_data((data for _, data in moved if isinstance(data, ExternalData)), _shown_folder(source))
@@ -433,17 +438,20 @@ def _externalise(
             and byte_size(tensor) >= size_threshold
         ]
     if not moved:
-        return
+        return []
     # Tensors that are the same bytes of the same file stay shared.
     contents = {_identity(content): content for _, content in moved}
     parts = dict(zip(contents, laid_out(contents.values()), strict=True))
     location = replacement.write_data(partial(chunks_of, list(parts.values()), progress))
     for tensor, content in moved:
         refer(tensor, location, parts[_identity(content)])
+    return [tensor for tensor, content in moved if content is tensor]
 
 
-def _data_paths(model: ModelProto, folders: list[Path], source: Path) -> set[Path]:
-    return {data.path for data in external_data(model, folders, _shown(source))}
+def _external_data(model: ModelProto, source: Path) -> list[tuple[TensorProto, ExternalData]]:
+    """Return the tensors of a model whose bytes are in files of their own, each with where they are."""
+    tensors = external_tensors(model)
+    return list(zip(tensors, external_data(tensors, _folders(source), _shown(source)), strict=True))
 
 
 def _identity(content: TensorProto | ExternalData) -> object:

@@ -20,8 +20,10 @@ from lnbp_onnx.errors import InvalidModelError, LnbpError
 from lnbp_onnx.graphs.faults import fault_of
 from lnbp_onnx.graphs.inference import subgraphs_of
 from lnbp_onnx.graphs.new_protos import NewProtos
+from lnbp_onnx.graphs.operators import graphs_of
 from lnbp_onnx.graphs.own_functions import own_functions_apart
 from lnbp_onnx.graphs.protos import graph_nodes
+from lnbp_onnx.graphs.templates import Copies, copies_kept
 from lnbp_onnx.graphs.walkable import refuse_unwalkable
 
 AnyModel = TypeVar("AnyModel", onnx.ModelProto, ir.Model)
@@ -137,6 +139,9 @@ def _apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) ->
     functions = dict(zip(model.functions.values(), proto.functions, strict=True))
     for function, function_proto in functions.items():
         _pair(function.graph, function_proto, origins)
+    # A function that is called like a standard operator is looked for among the new nodes, which then have to be there.
+    has_own_operators = any(function.domain == "" for function in model.functions.values())
+    copies = copies_kept(model, () if has_own_operators else [graph for graph, _ in graphs_of(model.graph, "graph")])
     pass_result = _rewrite(rewriting, model)
     if not pass_result.modified:
         return pass_result
@@ -144,7 +149,7 @@ def _apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) ->
     proto.ir_version = model.ir_version or proto.ir_version
     _write_imports(model.opset_imports, proto)
     new_protos = NewProtos()
-    _write_graph(model.graph, proto.graph, origins, new_protos)
+    _write_graph(model.graph, proto.graph, origins, copies, new_protos)
     added_inputs = model.graph.inputs[len(proto.graph.input) :]
     proto.graph.input.extend(ir.serde.serialize_value(value) for value in added_inputs)
     names = {tensor.name for tensor in proto.graph.initializer}
@@ -162,7 +167,7 @@ def _apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) ->
             function_proto.domain = function.domain
         else:
             _write_imports(function.opset_imports, function_proto)
-            _write_graph(function.graph, function_proto, origins, new_protos)
+            _write_graph(function.graph, function_proto, origins, copies, new_protos)
         if proto.ir_version < _FUNCTION_VALUE_INFO_IR_VERSION:
             function_proto.ClearField("value_info")
         result.functions.append(function_proto)
@@ -218,23 +223,30 @@ def _canonical(domain: str) -> str:
 
 
 def _write_graph(
-    graph: ir.Graph, proto: GraphOrFunction, origins: dict[ir.Node, onnx.NodeProto], new_protos: NewProtos
+    graph: ir.Graph,
+    proto: GraphOrFunction,
+    origins: dict[ir.Node, onnx.NodeProto],
+    copies: Copies,
+    new_protos: NewProtos,
 ) -> None:
     """Make the nodes and outputs of `proto` those of `graph`; a node that was read from it is kept as it was read."""
     if isinstance(proto, onnx.GraphProto):
         _write_outputs(graph, proto)
-    nodes = [(node, origins.get(node)) for node in graph]
+    own_copies = copies.get(graph, {})
+    nodes = [(node, None if node in own_copies else origins.get(node)) for node in graph]
     for node, node_proto in nodes:
         if node_proto is not None:
             _write_node(node, node_proto)
             for subgraph, subgraph_proto in _subgraph_pairs(node, node_proto):
-                _write_graph(subgraph, subgraph_proto, origins, new_protos)
+                _write_graph(subgraph, subgraph_proto, origins, copies, new_protos)
     new_nodes = [node for node, node_proto in nodes if node_proto is None]
     if not new_nodes and len(nodes) == len(proto.node):
         return
     result = type(proto)()
     for node, node_proto in nodes:
-        if node_proto is None:
+        if node in own_copies:
+            own_copies[node].write_nodes(result, new_protos)
+        elif node_proto is None:
             new_protos.write_node(node, result.node.add())
         else:
             result.node.add().CopyFrom(node_proto)
@@ -244,6 +256,9 @@ def _write_graph(
         result.value_info.extend(info for info in proto.value_info if info.name not in removed)
     declared = {info.name for info in result.value_info} | {value.name for value in graph.outputs}
     for node in new_nodes:
+        if node in own_copies:
+            own_copies[node].write_values(result, declared, new_protos)
+            continue
         for output in node.outputs:
             if output.type and output.name not in declared:
                 new_protos.write_value(output, result.value_info.add())

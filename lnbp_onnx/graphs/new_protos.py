@@ -12,11 +12,8 @@ class NewProtos:
         self._nodes: dict[tuple[object, ...], NodeProto] = {}
         self._values: dict[tuple[object, ...], ValueInfoProto] = {}
 
-    def write_node(self, node: ir.Node, proto: NodeProto) -> None:
-        """Write a node into an empty proto."""
-        if node.doc_string or node.device_configurations:
-            proto.CopyFrom(ir.serde.serialize_node(node))
-            return
+    def nameless_node(self, node: ir.Node) -> NodeProto:
+        """Return a node without names; what is returned is not to be changed."""
         # Attributes are compared by identity, which is quick: those that the writer makes are shared.
         attributes = map(id, node.attributes.values())
         key = (node.domain, node.op_type, node.overload, *attributes, *node.metadata_props.items())
@@ -25,7 +22,25 @@ class NewProtos:
             nameless = self._nodes[key] = ir.serde.serialize_node(node)
             for field in ("name", "input", "output"):
                 nameless.ClearField(field)
-        proto.CopyFrom(nameless)
+        return nameless
+
+    def nameless_value(self, value: ir.Value) -> ValueInfoProto:
+        """Return a tensor without its name; what is returned is not to be changed."""
+        dims = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape.dims)
+        denotation = None if value.type is None else value.type.denotation
+        key = (value.dtype, denotation, dims)
+        nameless = self._values.get(key)
+        if nameless is None:
+            nameless = self._values[key] = ir.serde.serialize_value(value)
+            nameless.ClearField("name")
+        return nameless
+
+    def write_node(self, node: ir.Node, proto: NodeProto) -> None:
+        """Write a node into an empty proto."""
+        if node.doc_string or node.device_configurations:
+            proto.CopyFrom(ir.serde.serialize_node(node))
+            return
+        proto.CopyFrom(self.nameless_node(node))
         if node.name:
             proto.name = node.name
         proto.input.extend(["" if value is None else value.name or "" for value in node.inputs])
@@ -39,10 +54,5 @@ class NewProtos:
         if type(value.type) is not ir.TensorType or value.doc_string or value.metadata_props:
             proto.CopyFrom(ir.serde.serialize_value(value))
             return
-        dims = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape.dims)
-        key = (value.type.dtype, value.type.denotation, dims)
-        nameless = self._values.get(key)
-        if nameless is None:
-            nameless = self._values[key] = ir.serde.serialize_value(value)
-        proto.CopyFrom(nameless)
+        proto.CopyFrom(self.nameless_value(value))
         proto.name = value.name or ""

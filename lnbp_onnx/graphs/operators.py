@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from lnbp_onnx import spec
-from lnbp_onnx.graphs.inference import Functions, infer, known, subgraphs_of
+from lnbp_onnx.graphs.inference import Functions, infer, info_of, known, subgraphs_of
 from lnbp_onnx.node import BackpropNode, TensorInfo, describe, parse
 
 OPERATOR_ID = (spec.DOMAIN, spec.OP_TYPE, "")
@@ -65,7 +65,10 @@ def find_operators(scope: Scope, functions: Functions) -> list[Operator]:
     found = nodes_of(scope, is_operator)
     if not found:
         return []
-    infos = infer(scope.graph, functions, scope.opset_imports)
+    operands = {value for node, _ in found for value in node.inputs if value is not None}
+    # Of a large model inference takes as long as all else, and here it would have nothing to add.
+    is_known = all(info_of(value).is_complete for value in operands)
+    infos = {} if is_known else infer(scope.graph, functions, scope.opset_imports)
     return [Operator(node, place, parse_node(node, infos)) for node, place in found]
 
 

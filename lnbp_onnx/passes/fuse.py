@@ -13,10 +13,9 @@ from lnbp_onnx.graphs.operators import OPERATOR_ID, Scope, graphs_of
 from lnbp_onnx.graphs.opsets import DEFAULT_OPSET, check_version, import_default_domain
 from lnbp_onnx.graphs.replace import replace_nodes
 from lnbp_onnx.graphs.typed_scopes import typed_scopes
+from lnbp_onnx.matching import rebuild, search
 from lnbp_onnx.matching.forward_norms import gives_statistics, use_of_statistics
 from lnbp_onnx.matching.gradient import Gradient, NearMiss
-from lnbp_onnx.matching.rebuild import Rebuilder, is_rstd
-from lnbp_onnx.matching.search import Searcher
 from lnbp_onnx.matching.substitute import Substitution
 from lnbp_onnx.matching.value_numbering import ValueNumbering
 from lnbp_onnx.matching.views import producer
@@ -132,7 +131,7 @@ def _may_begin_gradient(node: ir.Node) -> bool:
     is_difference = node.op_type == "Sub" or (
         node.op_type in ("Add", "Sum") and any(producer(value, {"Neg"}) is not None for value in node.inputs)
     )
-    return is_difference or is_rstd(node) or gives_statistics(node) or node.op_type in layer_norm.OP_TYPES
+    return is_difference or rebuild.is_rstd(node) or gives_statistics(node) or node.op_type in layer_norm.OP_TYPES
 
 
 class _Fuser:
@@ -191,15 +190,15 @@ class _Fuser:
         numbering = ValueNumbering(graph, substitution.removed)
         settled: set[int] = set()
         look_ups = max(_FEWEST_LOOK_UPS, len(graph) // _NODES_FOR_A_LOOK_UP)
-        rebuilder = Rebuilder(self._infos, opset, numbering, look_ups)
-        for node in [node for node in graph if is_rstd(node)]:
+        rebuilder = rebuild.Rebuilder(self._infos, opset, numbering, look_ups)
+        for node in [node for node in graph if rebuild.is_rstd(node)]:
             while numbering.has(node):
                 gradient = rebuilder.find(node)
                 if gradient is None or self._substitute(substitution, gradient, place, "decomposed") is not None:
                     break
                 settled |= gradient.region
         substitution.finish()
-        searcher = Searcher(graph, self._infos, numbering)
+        searcher = search.Searcher(graph, self._infos, numbering)
         for anchor in searcher.anchors():
             while (start := numbering.node(anchor)) is not None:
                 found = searcher.find(start)
