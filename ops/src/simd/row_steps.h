@@ -65,18 +65,7 @@ class RowFunctionsOf {
     for (std::size_t begin = 0; begin < num_rows; begin += group_rows) {
       const std::size_t rest = num_rows - begin;
       const std::size_t end = begin + (rest < group_rows ? rest : group_rows);
-      const auto set_values =
-          [&](auto rows, std::size_t row)
-              LNBP_INLINE_LAMBDA { SetValues<rows>(tile, row, means, values); };
-      // Two rows are better summed one after the other, but not long ones,
-      // which are not asked for ahead.
-      if (end - begin == 2 && tile.rows_ahead != 0) {
-        for (std::size_t row = begin; row < end; ++row) {
-          set_values(Rows<1>{}, row);
-        }
-      } else {
-        ForRows(begin, end, set_values);
-      }
+      SetValues(tile, begin, end, means, values);
       ForRows(begin, end, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
         Steps::template Apply<rows>(tile, row, values, stage);
       });
@@ -89,16 +78,19 @@ class RowFunctionsOf {
                                    typename Steps::Stage& stage) {
     const std::size_t distance =
         tile.rows_summed_ahead < num_rows ? tile.rows_summed_ahead : num_rows;
-    ForRows(0, distance, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
-      SetValues<rows>(tile, row, means, values);
-    });
+    SetValues(tile, 0, distance, means, values);
     for (std::size_t row = distance; row < num_rows; ++row) {
-      SetValuesBy<1>(tile, row, means, values,
-                     [=, &values, &stage](const Tile<C>& columns,
-                                          RowSums<1>& sums) LNBP_INLINE_LAMBDA {
-                       Steps::ApplyAndSum(columns, row - distance, row, values,
-                                          stage, sums);
-                     });
+      if (values.has_residual) SetFirstMeans<1>(tile, row, means, values);
+      RowSums<1> sums;
+      SumColumns<1>(
+          tile,
+          [=, &values, &stage](const Tile<C>& columns, RowSums<1>& some)
+              LNBP_INLINE_LAMBDA {
+                Steps::ApplyAndSum(columns, row - distance, row, values, stage,
+                                   some);
+              },
+          sums);
+      SetFactors(tile, row, 1, means, sums, values);
     }
     ForRows(num_rows - distance, num_rows,
             [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
@@ -106,34 +98,67 @@ class RowFunctionsOf {
             });
   }
 
+  // All rows a step further before the next step, since each waits for the one
+  // before.
+  static LNBP_INLINE void SetValues(const Tile<C>& tile, std::size_t begin,
+                                    std::size_t end, RowMeans means,
+                                    RowValues<C>& values) {
+    if (values.has_residual) {
+      ForRows(begin, end, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
+        SetFirstMeans<rows>(tile, row, means, values);
+      });
+    }
+    TileSums sums;
+    const auto sum = [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
+      SumRows<rows>(tile, row, values, sums, row - begin);
+    };
+    // Two rows are better summed one after the other, but not long ones, which
+    // are not asked for ahead.
+    if (end - begin == 2 && tile.rows_ahead != 0) {
+      for (std::size_t row = begin; row < end; ++row) sum(Rows<1>{}, row);
+    } else {
+      ForRows(begin, end, sum);
+    }
+    SetFactors(tile, begin, end - begin, means, sums, values);
+  }
+
+  // Into `sums` from `to` on.
   template <std::size_t kRows>
-  static LNBP_INLINE void SetValues(const Tile<C>& tile, std::size_t row,
-                                    RowMeans means, RowValues<C>& values) {
-    SetValuesBy<kRows>(
-        tile, row, means, values,
-        [row, &values](const Tile<C>& columns, RowSums<kRows>& sums)
+  static LNBP_INLINE void SumRows(const Tile<C>& tile, std::size_t row,
+                                  const RowValues<C>& values, TileSums& sums,
+                                  std::size_t to) {
+    RowSums<kRows> some;
+    SumColumns<kRows>(
+        tile,
+        [row, &values](const Tile<C>& columns, RowSums<kRows>& group)
             LNBP_INLINE_LAMBDA {
-              Steps::template SumProducts<kRows>(columns, row, values, sums);
-            });
+              Steps::template SumProducts<kRows>(columns, row, values, group);
+            },
+        some);
+    sums.Set(some, to);
   }
 
   // `sum` makes the sums over the columns of a tile.
   template <std::size_t kRows, typename Sum>
-  static LNBP_INLINE void SetValuesBy(const Tile<C>& tile, std::size_t row,
-                                      RowMeans means, RowValues<C>& values,
-                                      Sum sum) {
-    if (values.has_residual) SetFirstMeans<kRows>(tile, row, means, values);
-    RowSums<kRows> sums;
+  static LNBP_INLINE void SumColumns(const Tile<C>& tile, Sum sum,
+                                     RowSums<kRows>& sums) {
     sum(FirstColumns(tile), sums);
     if (tile.num_columns > kMaxTileColumns) {
       AddFurtherColumns<kRows>(tile, sum, sums);
     }
-    means.SetFactors(sums, row, true, values);
-    if (values.has_residual) {
-      for (std::size_t r = 0; r < kRows; ++r) {
-        if (!means.AreExact(sums, r, row + r, values)) {
-          SetExactValues(tile, row + r, means, values);
-        }
+  }
+
+  // From the sums of `num_rows` rows from `begin` on, after first means.
+  template <std::size_t kRows>
+  static LNBP_INLINE void SetFactors(const Tile<C>& tile, std::size_t begin,
+                                     std::size_t num_rows, RowMeans means,
+                                     const RowSums<kRows>& sums,
+                                     RowValues<C>& values) {
+    means.SetFactors(sums, begin, true, values, num_rows);
+    if (!values.has_residual) return;
+    for (std::size_t r = 0; r < num_rows; ++r) {
+      if (!means.AreExact(sums, r, begin + r, values)) {
+        SetExactValues(tile, begin + r, means, values);
       }
     }
   }
@@ -239,12 +264,7 @@ class RowFunctionsOf {
     ForRows(0, num_rows, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
       RowSums<rows> group;
       Steps::template SumProducts<rows>(tile, row, values, group);
-      for (std::size_t r = 0; r < rows; ++r) {
-        sums.g[row + r] = group.g[r];
-        sums.products[row + r] = group.products[r];
-        sums.centred[row + r] = group.centred[r];
-        sums.squares[row + r] = group.squares[r];
-      }
+      sums.Set(group, row);
     });
   }
 

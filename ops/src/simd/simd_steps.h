@@ -392,12 +392,7 @@ class SimdSteps {
     for (std::size_t begin = 0; begin < kRows; begin += kAtOnce) {
       RowSums<kAtOnce> some;
       SumAllAtOnce(tile, row + begin, values, some);
-      for (std::size_t r = 0; r < kAtOnce; ++r) {
-        sums.g[begin + r] = some.g[r];
-        sums.products[begin + r] = some.products[r];
-        sums.centred[begin + r] = some.centred[r];
-        sums.squares[begin + r] = some.squares[r];
-      }
+      sums.Set(some, begin);
     }
   }
 
