@@ -397,7 +397,7 @@ class SimdSteps {
   }
 
   template <std::size_t kRows>
-  static void SumAllAtOnce(const Tile& tile, std::size_t row,
+  static LNBP_INLINE void SumAllAtOnce(const Tile& tile, std::size_t row,
                            const RowValues& values, RowSums<kRows>& sums) {
     SumProductsOf<true>(tile, row, values, sums);
   }
