@@ -36,7 +36,7 @@ constexpr std::size_t kBytesAhead = std::size_t{8} * 1024;
 // each other.
 constexpr std::size_t kMinBytesToSumAhead = std::size_t{1024} * 1024;
 constexpr std::size_t kMinRowBytesToSumAhead = 256;
-constexpr std::size_t kMinRowBytesToComputeAhead = 1024;
+constexpr std::size_t kMinRowBytesToComputeAhead = 512;
 constexpr std::size_t kMinColumnsToCut = 4 * kMaxTileColumns;
 
 std::size_t CeilDivide(std::size_t a, std::size_t b) {
