@@ -497,25 +497,22 @@ class SimdSteps {
     Summation<kHasResidual, 1> summation(tile, row_to_sum, values);
     const std::size_t num_columns = tile.num_columns;
     std::size_t summed = 0;
-    const auto sum_step = [&]() LNBP_INLINE_LAMBDA {
-      if (summed + kStep > num_columns) return;
+    // A step ahead, where input_delta begins past a line and all steps but one
+    // are written: in rows that lie pages apart, what is stored would otherwise
+    // have the place in its page that what is read next has, and the processor
+    // holds that back until it knows that the pages are not the same.
+    if (end - begin + kStep <= num_columns) {
+      summation.AddStep(0);
+      summed = kStep;
+    }
+    std::size_t i = begin;
+    for (; i + kStep <= end; i += kStep, summed += kStep) {
       summation.rows().AskForInput(summed);
       summation.rows().AskForDelta(summed);
       summation.AddStep(summed);
-      summed += kStep;
-    };
-    // A step ahead: where input_delta begins past a line, and rows lie pages
-    // apart, what is stored would have the place in a page of what is read next,
-    // which the processor holds back until it knows that they are not one.
-    sum_step();
-    std::size_t i = begin;
-    for (; i + kStep <= end; i += kStep) {
-      sum_step();
       application.ApplyStep(i);
     }
     if constexpr (kTo != To::kLines) application.ApplyPart(i, end);
-    // Past the cache, the columns may end before the row does.
-    sum_step();
     summation.AddPart(summed, num_columns);
     summation.AddUp(sums);
   }
