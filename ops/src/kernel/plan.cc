@@ -59,8 +59,7 @@ std::size_t RowsAtOnce(std::size_t row_bytes, bool is_half, bool past_cache) {
 }  // namespace
 
 Plan MakePlan(std::size_t num_rows, std::size_t norm_size,
-              std::size_t element_size, bool has_statistics,
-              bool past_cache) {
+              std::size_t element_size, bool has_statistics, bool past_cache) {
   Plan plan{};
   plan.by_columns = num_rows <= kMaxTileRows && norm_size >= kMinColumnsToCut;
   const std::size_t min_rows =

@@ -169,8 +169,8 @@ LNBP_INLINE __m256i LoadHalves(const void* from, First part) {
   const __m256i pairs = _mm256_maskload_epi32(static_cast<const int*>(from),
                                               FirstLanes(part.count / 2));
   const std::size_t last = part.count - 1;
-  const __m256i lanes = _mm256_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5,
-                                         4, 3, 2, 1, 0);
+  const __m256i lanes =
+      _mm256_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   return _mm256_blendv_epi8(
       pairs, _mm256_set1_epi16(LoadElement<std::int16_t>(from, last)),
       _mm256_cmpeq_epi16(lanes, _mm256_set1_epi16(static_cast<short>(last))));

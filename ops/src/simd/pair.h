@@ -33,8 +33,8 @@ struct First {
   std::size_t count;
 };
 
-// For registers without masks: how many of `count` lanes are in the first and in
-// the second of two registers of kSize.
+// For registers without masks: how many of `count` lanes are in the first and
+// in the second of two registers of kSize.
 template <std::size_t kSize>
 struct Counts {
   std::size_t a;

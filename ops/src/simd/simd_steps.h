@@ -123,7 +123,8 @@ class SimdSteps {
   static constexpr std::size_t kStep = kVectors * Vector::kSize;
   static_assert(Vector::kSize <= kColumnsBeyond);
   // A row on the stage, and a vector beyond it.
-  static_assert(kStagedRowBytes + kVectorBytes <= kRowsAtOnce * kStagedRowBytes);
+  static_assert(kStagedRowBytes + kVectorBytes <=
+                kRowsAtOnce * kStagedRowBytes);
 
   // What is read of the tensors, for kRows rows from `row` on.
   template <std::size_t kRows>
@@ -330,8 +331,8 @@ class SimdSteps {
       LNBP_UNROLL
       for (std::size_t r = 0; r < kRows; ++r) {
         // Where there is no element, the sums stay as they are.
-        const Vector xhat = Keep(
-            MulAdd(rows_.Centred(r, i, part), rstd_[r], shift_[r]), part);
+        const Vector xhat =
+            Keep(MulAdd(rows_.Centred(r, i, part), rstd_[r], shift_[r]), part);
         const Vector delta = rows_.Delta(r, i, part);
         gamma_sum = MulAdd(delta, xhat, gamma_sum);
         beta_sum = beta_sum + delta;
@@ -398,7 +399,8 @@ class SimdSteps {
 
   template <std::size_t kRows>
   static LNBP_INLINE void SumAllAtOnce(const Tile& tile, std::size_t row,
-                           const RowValues& values, RowSums<kRows>& sums) {
+                                       const RowValues& values,
+                                       RowSums<kRows>& sums) {
     SumProductsOf<true>(tile, row, values, sums);
   }
 
@@ -409,8 +411,7 @@ class SimdSteps {
                       const RowValues& values, std::size_t begin,
                       std::size_t end, T* to) {
     if (begin == end) return;
-    const Application<kTo, kRows> application(tile, row, values, begin,
-                                                     to);
+    const Application<kTo, kRows> application(tile, row, values, begin, to);
     std::size_t i = begin;
     for (; i + kStep <= end; i += kStep) {
       application.rows().AskForDelta(i);
@@ -442,7 +443,7 @@ class SimdSteps {
       const Lines lines(row_to, num_columns);
       ApplyToStage<1>(tile, row + r, values, 0, lines.begin, row_to, stage);
       ApplyTo<To::kLines, 1>(tile, row + r, values, lines.begin, lines.end,
-                       row_to + lines.begin);
+                             row_to + lines.begin);
       ApplyToStage<1>(tile, row + r, values, lines.end, num_columns, row_to,
                       stage);
     }
@@ -472,17 +473,16 @@ class SimdSteps {
       ApplyToAndSum<kHasResidual, To::kMemory>(tile, row, row_to_sum, values, 0,
                                                num_columns, to, sums);
     } else if (IsStaged(tile, to)) {
-      ApplyToAndSum<kHasResidual, To::kStage>(tile, row, row_to_sum, values, 0,
-                                              num_columns,
-                                              static_cast<T*>(stage.At(to)),
-                                              sums);
+      ApplyToAndSum<kHasResidual, To::kStage>(
+          tile, row, row_to_sum, values, 0, num_columns,
+          static_cast<T*>(stage.At(to)), sums);
       stage.Add(num_columns * sizeof(T));
     } else {
       const Lines lines(to, num_columns);
       ApplyToStage<1>(tile, row, values, 0, lines.begin, to, stage);
       ApplyToAndSum<kHasResidual, To::kLines>(tile, row, row_to_sum, values,
-                                        lines.begin, lines.end,
-                                        to + lines.begin, sums);
+                                              lines.begin, lines.end,
+                                              to + lines.begin, sums);
       ApplyToStage<1>(tile, row, values, lines.end, num_columns, to, stage);
     }
   }
