@@ -118,7 +118,7 @@ class RowFunctionsOf {
                                   TileSums& sums) {
     SumProductsOf(FirstColumns(tile), begin, end, values, sums);
     ForFurtherColumns(tile, [&](const Tile<C>& columns) LNBP_INLINE_LAMBDA {
-      TileSums more;
+      TileSums more{};
       SumProductsOf(columns, begin, end, values, more);
       sums.Add(more, end - begin);
     });
@@ -188,7 +188,7 @@ class RowFunctionsOf {
     values.mean[row] = 0;
     SetMean(tile, row, means, values.mean, values.mean);
     SetMean(tile, row, means, values.mean, values.residual);
-    TileSums sums;
+    TileSums sums{};
     SumRows(tile, row, row + 1, values, sums);
     means.SetFactors(sums, row, false, values, 1);
   }
