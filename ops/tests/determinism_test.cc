@@ -3,7 +3,9 @@
 // The same bits for every number of threads, in place or not, and for every
 // address, past the cache or in it.
 
+#include <cmath>
 #include <cstddef>
+#include <limits>
 #include <vector>
 
 #include "check.h"
@@ -45,8 +47,20 @@ void TestSize(Size size, ElementType type, bool use_stats, Layout layout,
   }
 }
 
+// Of the same numbers at every address.
+Outputs RunAtAddress(const Problem& problem, bool has_infinite_mean,
+                     ThreadPool& pool) {
+  Data data(problem);
+  if (has_infinite_mean) {
+    data.mean.Set(0, std::numeric_limits<double>::infinity());
+  }
+  return RunKernel(problem, data, pool);
+}
+
+// With an infinite mean, a gamma gradient is infinite: where a row's ends are
+// computed beside other columns, it must not become NaN.
 void TestAddresses(Size size, ElementType type, bool use_stats,
-                   const Variant* variant) {
+                   bool has_infinite_mean, const Variant* variant) {
   if (size.num_rows * size.norm_size > max_elements) return;
   Problem problem;
   problem.variant = variant;
@@ -55,13 +69,16 @@ void TestAddresses(Size size, ElementType type, bool use_stats,
   problem.norm_size = size.norm_size;
   problem.use_stats = use_stats;
   TestThreadPool pool(2);
-  const Outputs first = RunKernel(problem, Data(problem), pool);
+  const Outputs first = RunAtAddress(problem, has_infinite_mean, pool);
+  // Otherwise the test would prove nothing.
+  CHECK_IN(!has_infinite_mean || std::isinf(first.gamma_delta.Get(0)),
+           problem.Describe());
   for (const std::size_t cache_bytes : std::vector<std::size_t>{0, 1}) {
     for (const std::size_t offset :
          std::vector<std::size_t>{0, 3, 16, 36, 60}) {
       problem.cache_bytes = cache_bytes;
       problem.odd_bytes = offset;
-      const Outputs outputs = RunKernel(problem, Data(problem), pool);
+      const Outputs outputs = RunAtAddress(problem, has_infinite_mean, pool);
       CHECK_IN(outputs.input_delta == first.input_delta, problem.Describe());
       CHECK_IN(outputs.gamma_delta == first.gamma_delta, problem.Describe());
       CHECK_IN(outputs.beta_delta == first.beta_delta, problem.Describe());
@@ -102,7 +119,9 @@ int main(int argc, char** argv) {
          {ElementType::kFloat, ElementType::kDouble, ElementType::kFloat16,
           ElementType::kBfloat16}) {
       for (const lnbp::Variant* variant : lnbp::test::VariantsFor(type)) {
-        TestAddresses(size, type, size.norm_size % 3 != 0, variant);
+        const bool use_stats = size.norm_size % 3 != 0;
+        TestAddresses(size, type, use_stats, false, variant);
+        if (use_stats) TestAddresses(size, type, true, true, variant);
       }
     }
   }

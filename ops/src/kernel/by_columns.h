@@ -122,7 +122,7 @@ class ByColumns {
   }
 
   void Apply(std::size_t tile, const RowValues<C>& values) const {
-    C sums[2][kMaxTileColumns] = {};
+    C sums[2][kMaxTileColumns + kColumnsBeyond] = {};
     const Tile<C> columns = TileAt(tile, sums[0], sums[1]);
     operands_.functions.apply(columns, num_rows_, values);
     if (operands_.past_cache) operands_.functions.finish_stores();

@@ -25,7 +25,7 @@ class ByRows {
       : operands_(operands), plan_(operands.plan) {
     for (std::size_t i = 0; i < 2; ++i) {
       sums_[i].tile =
-          scratch.Add<C>(norm_size(), plan_.num_blocks, operands.past_line);
+          scratch.Add<C>(sums_size(), plan_.num_blocks, operands.past_line);
       if (gradient(i).is_wanted() && plan_.has_many_tiles()) {
         sums_[i].block = scratch.Add<double>(norm_size(), plan_.num_blocks);
       }
@@ -65,11 +65,12 @@ class ByRows {
   };
 
   std::size_t norm_size() const { return operands_.norm_size; }
+  std::size_t sums_size() const { return norm_size() + kColumnsBeyond; }
   const ParameterGradient<C>& gradient(std::size_t i) const {
     return operands_.gradients[i];
   }
   C* TileSums(std::size_t i, std::size_t block) const {
-    return sums_[i].tile.get() + block * norm_size();
+    return sums_[i].tile.get() + block * sums_size();
   }
   double* BlockSums(std::size_t i, std::size_t block) const {
     return sums_[i].block.get() + block * norm_size();
@@ -84,8 +85,8 @@ class ByRows {
     RowValues<C> values;
     for (std::size_t row = begin; row < end; row += kMaxTileRows) {
       const std::size_t rows = std::min(kMaxTileRows, end - row);
-      std::fill_n(gamma_sums, norm_size(), C{0});
-      std::fill_n(beta_sums, norm_size(), C{0});
+      std::fill_n(gamma_sums, sums_size(), C{0});
+      std::fill_n(beta_sums, sums_size(), C{0});
       operands_.LoadStatistics(row, rows, values);
       operands_.functions.whole_rows(
           operands_.TileAt(row, 0, norm_size(), gamma_sums, beta_sums), rows,

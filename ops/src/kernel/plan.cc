@@ -32,9 +32,11 @@ constexpr std::size_t kBytesAhead = std::size_t{8} * 1024;
 // Where a row is summed while input_delta is written for one before, waiting
 // for memory and computing overlap. That does not pay for what lies in the
 // second-level cache, nor for rows of a few vectors, whose sums are better made
-// together.
+// together, above all where the statistics are computed: in steps that wait for
+// each other.
 constexpr std::size_t kMinBytesToSumAhead = std::size_t{1024} * 1024;
 constexpr std::size_t kMinRowBytesToSumAhead = 256;
+constexpr std::size_t kMinRowBytesToComputeAhead = 512;
 constexpr std::size_t kMinColumnsToCut = 4 * kMaxTileColumns;
 
 std::size_t CeilDivide(std::size_t a, std::size_t b) {
@@ -57,7 +59,7 @@ std::size_t RowsAtOnce(std::size_t row_bytes, bool is_half, bool past_cache) {
 }  // namespace
 
 Plan MakePlan(std::size_t num_rows, std::size_t norm_size,
-              std::size_t element_size, bool past_cache) {
+              std::size_t element_size, bool has_statistics, bool past_cache) {
   Plan plan{};
   plan.by_columns = num_rows <= kMaxTileRows && norm_size >= kMinColumnsToCut;
   const std::size_t min_rows =
@@ -77,7 +79,9 @@ Plan MakePlan(std::size_t num_rows, std::size_t norm_size,
   if (!plan.by_columns && (is_half || row_bytes <= kBytesAhead)) {
     plan.rows_ahead = std::max(kBytesAhead / row_bytes, plan.group_rows);
   }
-  if (!plan.by_columns && row_bytes >= kMinRowBytesToSumAhead &&
+  const std::size_t min_row_bytes =
+      has_statistics ? kMinRowBytesToSumAhead : kMinRowBytesToComputeAhead;
+  if (!plan.by_columns && row_bytes >= min_row_bytes &&
       num_rows * row_bytes >= kMinBytesToSumAhead) {
     plan.rows_summed_ahead = std::max<std::size_t>(kGroupBytes / row_bytes, 1);
   }

@@ -31,9 +31,10 @@ struct Plan {
   bool has_many_tiles() const { return block_rows > kMaxTileRows; }
 };
 
-// `past_cache` is that of Tile. No sum depends on it.
+// `past_cache` is that of Tile. No sum depends on it, nor on `has_statistics`,
+// whether they are given.
 Plan MakePlan(std::size_t num_rows, std::size_t norm_size,
-              std::size_t element_size, bool past_cache);
+              std::size_t element_size, bool has_statistics, bool past_cache);
 
 }  // namespace lnbp
 

@@ -16,25 +16,45 @@
 
 namespace lnbp::avx2 {
 
-// All bits of the first `count` 32-bit lanes, none where it is negative.
-LNBP_INLINE __m256i FirstLanes(std::ptrdiff_t count) {
+// All bits of the first `count` 32-bit lanes.
+LNBP_INLINE __m256i FirstLanes(std::size_t count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)),
                             _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
+}
+
+// Of a register the first `bytes`, which are even. Stores with a mask, which
+// there are, take longer than these.
+LNBP_INLINE void StoreBytes(void* to, __m256i bits, std::size_t bytes) {
+  auto* at = static_cast<unsigned char*>(to);
+  if (bytes >= 32) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), bits);
+    return;
+  }
+  __m128i half = _mm256_castsi256_si128(bits);
+  if (bytes & 16) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), half);
+    half = _mm256_extracti128_si256(bits, 1);
+    at += 16;
+  }
+  if (bytes & 8) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(at), half);
+    half = _mm_srli_si128(half, 8);
+    at += 8;
+  }
+  auto rest = static_cast<std::uint64_t>(_mm_cvtsi128_si64(half));
+  if (bytes & 4) {
+    StoreElement(at, 0, static_cast<std::uint32_t>(rest));
+    rest >>= 32;
+    at += 4;
+  }
+  if (bytes & 2) StoreElement(at, 0, static_cast<std::uint16_t>(rest));
 }
 
 struct Floats {
   using Number = float;
   static constexpr std::size_t kSize = 8;
 
-  struct Masks {
-    __m256i a;
-    __m256i b;
-
-    static LNBP_INLINE Masks Of(std::size_t count) {
-      const auto lanes = static_cast<std::ptrdiff_t>(count);
-      return {FirstLanes(lanes), FirstLanes(lanes - 8)};
-    }
-  };
+  using Masks = Counts<kSize>;
 
   __m256 v;
 
@@ -43,20 +63,20 @@ struct Floats {
   static LNBP_INLINE Floats Load(const float* from) {
     return {_mm256_loadu_ps(from)};
   }
-  static LNBP_INLINE Floats Load(const float* from, __m256i mask) {
-    return {_mm256_maskload_ps(from, mask)};
+  static LNBP_INLINE Floats Load(const float* from, std::size_t count) {
+    return {_mm256_maskload_ps(from, FirstLanes(count))};
   }
   static LNBP_INLINE void Store(float* to, Floats x) {
     _mm256_storeu_ps(to, x.v);
   }
-  static LNBP_INLINE void Store(float* to, Floats x, __m256i mask) {
-    _mm256_maskstore_ps(to, mask, x.v);
+  static LNBP_INLINE void Store(float* to, Floats x, std::size_t count) {
+    StoreBytes(to, _mm256_castps_si256(x.v), count * sizeof(float));
   }
   static LNBP_INLINE void Stream(float* to, Floats x) {
     _mm256_stream_ps(to, x.v);
   }
-  static LNBP_INLINE Floats Keep(Floats x, __m256i mask) {
-    return {_mm256_and_ps(x.v, _mm256_castsi256_ps(mask))};
+  static LNBP_INLINE Floats Keep(Floats x, std::size_t count) {
+    return {_mm256_and_ps(x.v, _mm256_castsi256_ps(FirstLanes(count)))};
   }
 };
 
@@ -85,15 +105,7 @@ struct Doubles {
   using Number = double;
   static constexpr std::size_t kSize = 4;
 
-  struct Masks {
-    __m256i a;
-    __m256i b;
-
-    static LNBP_INLINE Masks Of(std::size_t count) {
-      const auto lanes = 2 * static_cast<std::ptrdiff_t>(count);
-      return {FirstLanes(lanes), FirstLanes(lanes - 8)};
-    }
-  };
+  using Masks = Counts<kSize>;
 
   __m256d v;
 
@@ -104,20 +116,20 @@ struct Doubles {
   static LNBP_INLINE Doubles Load(const double* from) {
     return {_mm256_loadu_pd(from)};
   }
-  static LNBP_INLINE Doubles Load(const double* from, __m256i mask) {
-    return {_mm256_maskload_pd(from, mask)};
+  static LNBP_INLINE Doubles Load(const double* from, std::size_t count) {
+    return {_mm256_maskload_pd(from, FirstLanes(2 * count))};
   }
   static LNBP_INLINE void Store(double* to, Doubles x) {
     _mm256_storeu_pd(to, x.v);
   }
-  static LNBP_INLINE void Store(double* to, Doubles x, __m256i mask) {
-    _mm256_maskstore_pd(to, mask, x.v);
+  static LNBP_INLINE void Store(double* to, Doubles x, std::size_t count) {
+    StoreBytes(to, _mm256_castpd_si256(x.v), count * sizeof(double));
   }
   static LNBP_INLINE void Stream(double* to, Doubles x) {
     _mm256_stream_pd(to, x.v);
   }
-  static LNBP_INLINE Doubles Keep(Doubles x, __m256i mask) {
-    return {_mm256_and_pd(x.v, _mm256_castsi256_pd(mask))};
+  static LNBP_INLINE Doubles Keep(Doubles x, std::size_t count) {
+    return {_mm256_and_pd(x.v, _mm256_castsi256_pd(FirstLanes(2 * count)))};
   }
 };
 
@@ -148,23 +160,26 @@ struct Elements<float> : PairElements<Floats> {};
 template <>
 struct Elements<double> : PairElements<Doubles> {};
 
-// The 16 half-precision numbers of a register. AVX2 has no masks for them.
-using Halves = PartialCopy<std::uint16_t, 16>;
-
+// The 16 half-precision numbers of a register.
 LNBP_INLINE __m256i LoadHalves(const void* from, Whole) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
 LNBP_INLINE __m256i LoadHalves(const void* from, First part) {
-  const auto copy = Halves::Of(from, part.count);
-  return LoadHalves(copy.elements, Whole{});
+  // There are masks for pairs of them; the last one may have no pair.
+  const __m256i pairs = _mm256_maskload_epi32(static_cast<const int*>(from),
+                                              FirstLanes(part.count / 2));
+  const std::size_t last = part.count - 1;
+  const __m256i lanes =
+      _mm256_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  return _mm256_blendv_epi8(
+      pairs, _mm256_set1_epi16(LoadElement<std::int16_t>(from, last)),
+      _mm256_cmpeq_epi16(lanes, _mm256_set1_epi16(static_cast<short>(last))));
 }
 LNBP_INLINE void StoreHalves(void* to, __m256i halves, Whole) {
   _mm256_storeu_si256(static_cast<__m256i*>(to), halves);
 }
 LNBP_INLINE void StoreHalves(void* to, __m256i halves, First part) {
-  Halves copy;
-  StoreHalves(copy.elements, halves, Whole{});
-  copy.CopyTo(to, part.count);
+  StoreBytes(to, halves, part.count * sizeof(std::uint16_t));
 }
 LNBP_INLINE void StreamHalves(void* to, __m256i halves) {
   _mm256_stream_si256(static_cast<__m256i*>(to), halves);

@@ -17,18 +17,6 @@
 
 namespace lnbp::neon {
 
-// How many of `count` lanes are in the first and in the second of two registers
-// of kSize.
-template <std::size_t kSize>
-struct Counts {
-  std::size_t a;
-  std::size_t b;
-
-  static LNBP_INLINE Counts Of(std::size_t count) {
-    return count < kSize ? Counts{count, 0} : Counts{kSize, count - kSize};
-  }
-};
-
 struct Floats {
   using Number = float;
   static constexpr std::size_t kSize = 4;

@@ -33,6 +33,18 @@ struct First {
   std::size_t count;
 };
 
+// For registers without masks: how many of `count` lanes are in the first and
+// in the second of two registers of kSize.
+template <std::size_t kSize>
+struct Counts {
+  std::size_t a;
+  std::size_t b;
+
+  static LNBP_INLINE Counts Of(std::size_t count) {
+    return count < kSize ? Counts{count, 0} : Counts{kSize, count - kSize};
+  }
+};
+
 template <typename Register>
 struct Pair {
   Register a;

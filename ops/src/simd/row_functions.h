@@ -23,6 +23,10 @@ inline constexpr std::size_t kMaxTileColumns = 2048;
 // many columns.
 inline constexpr std::size_t kFirstMeanColumns = 32;
 
+// The arrays of sums over rows go on for so many columns, for whole vectors to
+// be read and written where a row ends. What is there stays as it was.
+inline constexpr std::size_t kColumnsBeyond = 32;
+
 // Where the lines of input_delta do not begin with its rows, rows of at most so
 // many bytes go past the cache by way of a Stage, longer ones directly, but for
 // their ends.
@@ -45,9 +49,9 @@ struct Tile {
   std::size_t rows_summed_ahead;
 
   void* input_delta;  // may be input_forward or output_delta
-  C* gamma_sums;      // of output_delta * xhat, over the rows
-  C* beta_sums;       // of output_delta
-  bool past_cache;    // whether to keep input_delta out of the cache
+  C* gamma_sums;    // of output_delta * xhat, over the rows; see kColumnsBeyond
+  C* beta_sums;     // of output_delta
+  bool past_cache;  // whether to keep input_delta out of the cache
 };
 
 using TileSums = RowSums<kMaxTileRows>;

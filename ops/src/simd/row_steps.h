@@ -65,18 +65,7 @@ class RowFunctionsOf {
     for (std::size_t begin = 0; begin < num_rows; begin += group_rows) {
       const std::size_t rest = num_rows - begin;
       const std::size_t end = begin + (rest < group_rows ? rest : group_rows);
-      const auto set_values =
-          [&](auto rows, std::size_t row)
-              LNBP_INLINE_LAMBDA { SetValues<rows>(tile, row, means, values); };
-      // Two rows are better summed one after the other, but not long ones,
-      // which are not asked for ahead.
-      if (end - begin == 2 && tile.rows_ahead != 0) {
-        for (std::size_t row = begin; row < end; ++row) {
-          set_values(Rows<1>{}, row);
-        }
-      } else {
-        ForRows(begin, end, set_values);
-      }
+      SetValues(tile, begin, end, means, values);
       ForRows(begin, end, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
         Steps::template Apply<rows>(tile, row, values, stage);
       });
@@ -89,16 +78,19 @@ class RowFunctionsOf {
                                    typename Steps::Stage& stage) {
     const std::size_t distance =
         tile.rows_summed_ahead < num_rows ? tile.rows_summed_ahead : num_rows;
-    ForRows(0, distance, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
-      SetValues<rows>(tile, row, means, values);
-    });
+    SetValues(tile, 0, distance, means, values);
     for (std::size_t row = distance; row < num_rows; ++row) {
-      SetValuesBy<1>(tile, row, means, values,
-                     [=, &values, &stage](const Tile<C>& columns,
-                                          RowSums<1>& sums) LNBP_INLINE_LAMBDA {
-                       Steps::ApplyAndSum(columns, row - distance, row, values,
-                                          stage, sums);
-                     });
+      if (values.has_residual) SetFirstMeans<1>(tile, row, means, values);
+      const auto sum = [=, &values,
+                        &stage](const Tile<C>& columns) LNBP_INLINE_LAMBDA {
+        RowSums<1> sums;
+        Steps::ApplyAndSum(columns, row - distance, row, values, stage, sums);
+        return sums;
+      };
+      RowSums<1> sums = sum(FirstColumns(tile));
+      if (tile.num_columns > kMaxTileColumns)
+        AddFurtherColumns(tile, sum, sums);
+      SetFactors(tile, row, 1, means, sums, values);
     }
     ForRows(num_rows - distance, num_rows,
             [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
@@ -106,34 +98,70 @@ class RowFunctionsOf {
             });
   }
 
-  template <std::size_t kRows>
-  static LNBP_INLINE void SetValues(const Tile<C>& tile, std::size_t row,
-                                    RowMeans means, RowValues<C>& values) {
-    SetValuesBy<kRows>(
-        tile, row, means, values,
-        [row, &values](const Tile<C>& columns, RowSums<kRows>& sums)
-            LNBP_INLINE_LAMBDA {
-              Steps::template SumProducts<kRows>(columns, row, values, sums);
-            });
+  // All rows a step further before the next step, since each waits for the one
+  // before.
+  static LNBP_INLINE void SetValues(const Tile<C>& tile, std::size_t begin,
+                                    std::size_t end, RowMeans means,
+                                    RowValues<C>& values) {
+    if (values.has_residual) {
+      ForRows(begin, end, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
+        SetFirstMeans<rows>(tile, row, means, values);
+      });
+    }
+    TileSums sums;
+    SumRows(tile, begin, end, values, sums);
+    SetFactors(tile, begin, end - begin, means, sums, values);
   }
 
-  // `sum` makes the sums over the columns of a tile.
-  template <std::size_t kRows, typename Sum>
-  static LNBP_INLINE void SetValuesBy(const Tile<C>& tile, std::size_t row,
-                                      RowMeans means, RowValues<C>& values,
-                                      Sum sum) {
-    if (values.has_residual) SetFirstMeans<kRows>(tile, row, means, values);
-    RowSums<kRows> sums;
-    sum(FirstColumns(tile), sums);
-    if (tile.num_columns > kMaxTileColumns) {
-      AddFurtherColumns<kRows>(tile, sum, sums);
+  static LNBP_INLINE void SumRows(const Tile<C>& tile, std::size_t begin,
+                                  std::size_t end, const RowValues<C>& values,
+                                  TileSums& sums) {
+    SumProductsOf(FirstColumns(tile), begin, end, values, sums);
+    ForFurtherColumns(tile, [&](const Tile<C>& columns) LNBP_INLINE_LAMBDA {
+      TileSums more{};
+      SumProductsOf(columns, begin, end, values, more);
+      sums.Add(more, end - begin);
+    });
+  }
+
+  // Like what follows not inlined: that costs nothing here, and halves the time
+  // to compile.
+  static void SumProductsOf(const Tile<C>& tile, std::size_t begin,
+                            std::size_t end, const RowValues<C>& values,
+                            TileSums& sums) {
+    const auto sum = [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
+      RowSums<rows> some;
+      Steps::template SumProducts<rows>(tile, row, values, some);
+      sums.Set(some, row - begin);
+    };
+    // Two rows are better summed one after the other, but not long ones, which
+    // are not asked for ahead.
+    if (end - begin == 2 && tile.rows_ahead != 0) {
+      for (std::size_t row = begin; row < end; ++row) sum(Rows<1>{}, row);
+    } else {
+      ForRows(begin, end, sum);
     }
-    means.SetFactors(sums, row, true, values);
-    if (values.has_residual) {
-      for (std::size_t r = 0; r < kRows; ++r) {
-        if (!means.AreExact(sums, r, row + r, values)) {
-          SetExactValues(tile, row + r, means, values);
-        }
+  }
+
+  // `sum` makes the sums of a row over the columns of a tile.
+  template <typename Sum>
+  static void AddFurtherColumns(const Tile<C>& tile, Sum sum,
+                                RowSums<1>& sums) {
+    ForFurtherColumns(tile, [&](const Tile<C>& columns)
+                                LNBP_INLINE_LAMBDA { sums.Add(sum(columns)); });
+  }
+
+  // From the sums of `num_rows` rows from `begin` on, after first means.
+  template <std::size_t kRows>
+  static LNBP_INLINE void SetFactors(const Tile<C>& tile, std::size_t begin,
+                                     std::size_t num_rows, RowMeans means,
+                                     const RowSums<kRows>& sums,
+                                     RowValues<C>& values) {
+    means.SetFactors(sums, begin, true, values, num_rows);
+    if (!values.has_residual) return;
+    for (std::size_t r = 0; r < num_rows; ++r) {
+      if (!means.AreExact(sums, r, begin + r, values)) {
+        SetExactValues(tile, begin + r, means, values);
       }
     }
   }
@@ -157,52 +185,25 @@ class RowFunctionsOf {
   // From the mean, exact but for what is left in the residual.
   static void SetExactValues(const Tile<C>& tile, std::size_t row,
                              RowMeans means, RowValues<C>& values) {
-    SetMeans<1>(tile, row, means, values);
-    RowSums<1> sums;
-    Steps::template SumProducts<1>(FirstColumns(tile), row, values, sums);
-    AddFurtherColumns<1>(
-        tile,
-        [&](const Tile<C>& columns, RowSums<1>& more) LNBP_INLINE_LAMBDA {
-          Steps::template SumProducts<1>(columns, row, values, more);
-        },
-        sums);
-    means.SetFactors(sums, row, false, values);
-  }
-
-  // Not inlined, like SetMeans: that costs nothing here, and halves the time to
-  // compile.
-  template <std::size_t kRows, typename Sum>
-  static void AddFurtherColumns(const Tile<C>& tile, Sum sum,
-                                RowSums<kRows>& sums) {
-    ForFurtherColumns(tile, [&](const Tile<C>& columns) LNBP_INLINE_LAMBDA {
-      RowSums<kRows> more;
-      sum(columns, more);
-      sums.Add(more);
-    });
-  }
-
-  template <std::size_t kRows>
-  static void SetMeans(const Tile<C>& tile, std::size_t row, RowMeans means,
-                       RowValues<C>& values) {
-    for (std::size_t r = 0; r < kRows; ++r) values.mean[row + r] = 0;
-    SetMean<kRows>(tile, row, means, values.mean, values.mean);
-    SetMean<kRows>(tile, row, means, values.mean, values.residual);
+    values.mean[row] = 0;
+    SetMean(tile, row, means, values.mean, values.mean);
+    SetMean(tile, row, means, values.mean, values.residual);
+    TileSums sums{};
+    SumRows(tile, row, row + 1, values, sums);
+    means.SetFactors(sums, row, false, values, 1);
   }
 
   // From the mean of x - `from`.
-  template <std::size_t kRows>
   static void SetMean(const Tile<C>& tile, std::size_t row, RowMeans means,
                       const C* from, C* mean) {
-    double sums[kRows];
-    Steps::template SumInput<kRows>(FirstColumns(tile), row, from, sums);
+    double sum;
+    Steps::template SumInput<1>(FirstColumns(tile), row, from, &sum);
     ForFurtherColumns(tile, [&](const Tile<C>& columns) LNBP_INLINE_LAMBDA {
-      double more[kRows];
-      Steps::template SumInput<kRows>(columns, row, from, more);
-      for (std::size_t r = 0; r < kRows; ++r) sums[r] += more[r];
+      double more;
+      Steps::template SumInput<1>(columns, row, from, &more);
+      sum += more;
     });
-    for (std::size_t r = 0; r < kRows; ++r) {
-      mean[row + r] = means.Mean<C>(sums[r]);
-    }
+    mean[row] = means.Mean<C>(sum);
   }
 
   static LNBP_INLINE Tile<C> FirstColumns(Tile<C> tile) {
@@ -236,16 +237,7 @@ class RowFunctionsOf {
 
   static void SumProducts(const Tile<C>& tile, std::size_t num_rows,
                           const RowValues<C>& values, TileSums& sums) {
-    ForRows(0, num_rows, [&](auto rows, std::size_t row) LNBP_INLINE_LAMBDA {
-      RowSums<rows> group;
-      Steps::template SumProducts<rows>(tile, row, values, group);
-      for (std::size_t r = 0; r < rows; ++r) {
-        sums.g[row + r] = group.g[r];
-        sums.products[row + r] = group.products[r];
-        sums.centred[row + r] = group.centred[r];
-        sums.squares[row + r] = group.squares[r];
-      }
-    });
+    SumProductsOf(tile, 0, num_rows, values, sums);
   }
 
   static void Apply(const Tile<C>& tile, std::size_t num_rows,

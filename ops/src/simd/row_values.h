@@ -60,6 +60,17 @@ struct RowSums {
   double centred[kRows];   // of x - mean; like the next 0 without residuals
   double squares[kRows];   // of d * d
 
+  // Those of `some`, as rows from `row` on.
+  template <std::size_t kSome>
+  LNBP_INLINE void Set(const RowSums<kSome>& some, std::size_t row) {
+    for (std::size_t r = 0; r < kSome; ++r) {
+      g[row + r] = some.g[r];
+      products[row + r] = some.products[r];
+      centred[row + r] = some.centred[r];
+      squares[row + r] = some.squares[r];
+    }
+  }
+
   LNBP_INLINE void Add(const RowSums& other, std::size_t num_rows = kRows) {
     for (std::size_t r = 0; r < num_rows; ++r) {
       g[r] += other.g[r];

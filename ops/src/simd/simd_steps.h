@@ -93,7 +93,7 @@ class SimdSteps {
     if (tile.past_cache) {
       ApplyPastCache<kRows>(tile, row, values, to, stage);
     } else {
-      ApplyTo<false, kRows>(tile, row, values, 0, tile.num_columns, to);
+      ApplyTo<To::kMemory, kRows>(tile, row, values, 0, tile.num_columns, to);
     }
   }
 
@@ -121,6 +121,10 @@ class SimdSteps {
   static constexpr std::size_t kVectors =
       kVectorBytes < kLine ? kLine / kVectorBytes : 1;
   static constexpr std::size_t kStep = kVectors * Vector::kSize;
+  static_assert(Vector::kSize <= kColumnsBeyond);
+  // A row on the stage, and a vector beyond it.
+  static_assert(kStagedRowBytes + kVectorBytes <=
+                kRowsAtOnce * kStagedRowBytes);
 
   // What is read of the tensors, for kRows rows from `row` on.
   template <std::size_t kRows>
@@ -256,9 +260,16 @@ class SimdSteps {
     Vector vectors_[kPadded];
   };
 
+  // Where input_delta is written.
+  enum class To {
+    kMemory,
+    kLines,  // past the cache
+    kStage,  // past the cache later; whole vectors may be written
+  };
+
   // Apply, a vector of columns at a time. `to` is where the column `begin` of
   // the first row is written to.
-  template <bool kPastCache, std::size_t kRows>
+  template <To kTo, std::size_t kRows>
   class Application {
    public:
     LNBP_INLINE Application(const Tile& tile, std::size_t row,
@@ -280,16 +291,16 @@ class SimdSteps {
     LNBP_INLINE const Rows<kRows>& rows() const { return rows_; }
 
     LNBP_INLINE void ApplyStep(std::size_t i) const {
-      static_assert(!kPastCache || kVectors == 1 || kRows == 1);
+      static_assert(kTo != To::kLines || kVectors == 1 || kRows == 1);
       Vector deltas[kVectors][kRows];
       LNBP_UNROLL
       for (std::size_t v = 0; v < kVectors; ++v) {
         Compute(i + v * Vector::kSize, Whole{}, deltas[v]);
-        if constexpr (!kPastCache) {
+        if constexpr (kTo != To::kLines) {
           Store(i + v * Vector::kSize, Whole{}, deltas[v]);
         }
       }
-      if constexpr (kPastCache) {
+      if constexpr (kTo == To::kLines) {
         // One right after the other, so that each line is filled at once.
         LNBP_UNROLL
         for (std::size_t v = 0; v < kVectors; ++v) {
@@ -303,7 +314,11 @@ class SimdSteps {
       ForParts(begin, end, [this](std::size_t i, auto part) LNBP_INLINE_LAMBDA {
         Vector deltas[kRows];
         Compute(i, part, deltas);
-        Store(i, part, deltas);
+        if constexpr (kTo == To::kStage) {
+          Store(i, Whole{}, deltas);
+        } else {
+          Store(i, part, deltas);
+        }
       });
     }
 
@@ -311,20 +326,21 @@ class SimdSteps {
     template <typename Part>
     LNBP_INLINE void Compute(std::size_t i, Part part, Vector* deltas) const {
       const Vector gamma = rows_.Gamma(i, part);
-      Vector gamma_sum = Columns::Load(gamma_sums_ + i, part);
-      Vector beta_sum = Columns::Load(beta_sums_ + i, part);
+      Vector gamma_sum = Columns::Load(gamma_sums_ + i, Whole{});
+      Vector beta_sum = Columns::Load(beta_sums_ + i, Whole{});
       LNBP_UNROLL
       for (std::size_t r = 0; r < kRows; ++r) {
+        // Where there is no element, the sums stay as they are.
         const Vector xhat =
-            MulAdd(rows_.Centred(r, i, part), rstd_[r], shift_[r]);
+            Keep(MulAdd(rows_.Centred(r, i, part), rstd_[r], shift_[r]), part);
         const Vector delta = rows_.Delta(r, i, part);
         gamma_sum = MulAdd(delta, xhat, gamma_sum);
         beta_sum = beta_sum + delta;
         deltas[r] = MulAdd(delta * gamma, rstd_[r],
                            MulAdd(xhat, slope_[r], offset_[r]));
       }
-      Columns::Store(gamma_sums_ + i, gamma_sum, part);
-      Columns::Store(beta_sums_ + i, beta_sum, part);
+      Columns::Store(gamma_sums_ + i, gamma_sum, Whole{});
+      Columns::Store(beta_sums_ + i, beta_sum, Whole{});
     }
 
     template <typename Part>
@@ -377,36 +393,31 @@ class SimdSteps {
     for (std::size_t begin = 0; begin < kRows; begin += kAtOnce) {
       RowSums<kAtOnce> some;
       SumAllAtOnce(tile, row + begin, values, some);
-      for (std::size_t r = 0; r < kAtOnce; ++r) {
-        sums.g[begin + r] = some.g[r];
-        sums.products[begin + r] = some.products[r];
-        sums.centred[begin + r] = some.centred[r];
-        sums.squares[begin + r] = some.squares[r];
-      }
+      sums.Set(some, begin);
     }
   }
 
   template <std::size_t kRows>
-  static void SumAllAtOnce(const Tile& tile, std::size_t row,
-                           const RowValues& values, RowSums<kRows>& sums) {
+  static LNBP_INLINE void SumAllAtOnce(const Tile& tile, std::size_t row,
+                                       const RowValues& values,
+                                       RowSums<kRows>& sums) {
     SumProductsOf<true>(tile, row, values, sums);
   }
 
   // Apply, of the columns from `begin` to `end`; past the cache they are whole
   // steps, and `to` is the beginning of a line.
-  template <bool kPastCache, std::size_t kRows>
+  template <To kTo, std::size_t kRows>
   static void ApplyTo(const Tile& tile, std::size_t row,
                       const RowValues& values, std::size_t begin,
                       std::size_t end, T* to) {
     if (begin == end) return;
-    const Application<kPastCache, kRows> application(tile, row, values, begin,
-                                                     to);
+    const Application<kTo, kRows> application(tile, row, values, begin, to);
     std::size_t i = begin;
     for (; i + kStep <= end; i += kStep) {
       application.rows().AskForDelta(i);
       application.ApplyStep(i);
     }
-    if constexpr (!kPastCache) application.ApplyPart(i, end);
+    if constexpr (kTo != To::kLines) application.ApplyPart(i, end);
   }
 
   template <std::size_t kRows>
@@ -422,17 +433,17 @@ class SimdSteps {
     if constexpr (kRows > 1 && kVectors == 1) {
       if (IsAtLine(to) && tile.row_stride * sizeof(T) % kLine == 0) {
         const Lines lines(to, num_columns);
-        ApplyTo<true, kRows>(tile, row, values, 0, lines.end, to);
-        return ApplyTo<false, kRows>(tile, row, values, lines.end, num_columns,
-                                     to + lines.end);
+        ApplyTo<To::kLines, kRows>(tile, row, values, 0, lines.end, to);
+        return ApplyTo<To::kMemory, kRows>(tile, row, values, lines.end,
+                                           num_columns, to + lines.end);
       }
     }
     for (std::size_t r = 0; r < kRows; ++r) {
       T* const row_to = to + r * tile.row_stride;
       const Lines lines(row_to, num_columns);
       ApplyToStage<1>(tile, row + r, values, 0, lines.begin, row_to, stage);
-      ApplyTo<true, 1>(tile, row + r, values, lines.begin, lines.end,
-                       row_to + lines.begin);
+      ApplyTo<To::kLines, 1>(tile, row + r, values, lines.begin, lines.end,
+                             row_to + lines.begin);
       ApplyToStage<1>(tile, row + r, values, lines.end, num_columns, row_to,
                       stage);
     }
@@ -444,8 +455,10 @@ class SimdSteps {
                            const RowValues& values, std::size_t begin,
                            std::size_t end, T* to, Stage& stage) {
     if (begin == end) return;
-    ApplyTo<false, kRows>(tile, row, values, begin, end,
-                          static_cast<T*>(stage.At(to + begin)));
+    // What is written beyond a row would be in the next one.
+    constexpr To kTo = kRows == 1 ? To::kStage : To::kMemory;
+    ApplyTo<kTo, kRows>(tile, row, values, begin, end,
+                        static_cast<T*>(stage.At(to + begin)));
     stage.Add(kRows * (end - begin) * sizeof(T));
   }
 
@@ -457,45 +470,50 @@ class SimdSteps {
     T* const to = InputDelta(tile, row);
     const std::size_t num_columns = tile.num_columns;
     if (!tile.past_cache) {
-      ApplyToAndSum<kHasResidual, false>(tile, row, row_to_sum, values, 0,
-                                         num_columns, to, sums);
+      ApplyToAndSum<kHasResidual, To::kMemory>(tile, row, row_to_sum, values, 0,
+                                               num_columns, to, sums);
     } else if (IsStaged(tile, to)) {
-      ApplyToAndSum<kHasResidual, false>(tile, row, row_to_sum, values, 0,
-                                         num_columns,
-                                         static_cast<T*>(stage.At(to)), sums);
+      ApplyToAndSum<kHasResidual, To::kStage>(
+          tile, row, row_to_sum, values, 0, num_columns,
+          static_cast<T*>(stage.At(to)), sums);
       stage.Add(num_columns * sizeof(T));
     } else {
       const Lines lines(to, num_columns);
       ApplyToStage<1>(tile, row, values, 0, lines.begin, to, stage);
-      ApplyToAndSum<kHasResidual, true>(tile, row, row_to_sum, values,
-                                        lines.begin, lines.end,
-                                        to + lines.begin, sums);
+      ApplyToAndSum<kHasResidual, To::kLines>(tile, row, row_to_sum, values,
+                                              lines.begin, lines.end,
+                                              to + lines.begin, sums);
       ApplyToStage<1>(tile, row, values, lines.end, num_columns, to, stage);
     }
   }
 
   // ApplyTo, and all sums.
-  template <bool kHasResidual, bool kPastCache>
+  template <bool kHasResidual, To kTo>
   static void ApplyToAndSum(const Tile& tile, std::size_t row,
                             std::size_t row_to_sum, const RowValues& values,
                             std::size_t begin, std::size_t end, T* to,
                             RowSums<1>& sums) {
-    const Application<kPastCache, 1> application(tile, row, values, begin, to);
+    const Application<kTo, 1> application(tile, row, values, begin, to);
     Summation<kHasResidual, 1> summation(tile, row_to_sum, values);
     const std::size_t num_columns = tile.num_columns;
-    std::size_t i = 0;
-    for (; begin + i + kStep <= end; i += kStep) {
-      summation.rows().AskForInput(i);
-      summation.rows().AskForDelta(i);
-      summation.AddStep(i);
-      application.ApplyStep(begin + i);
+    std::size_t summed = 0;
+    // A step ahead, where input_delta begins past a line and all steps but one
+    // are written: in rows that lie pages apart, what is stored would otherwise
+    // have the place in its page that what is read next has, and the processor
+    // holds that back until it knows that the pages are not the same.
+    if (end - begin + kStep <= num_columns) {
+      summation.AddStep(0);
+      summed = kStep;
     }
-    if constexpr (!kPastCache) application.ApplyPart(begin + i, end);
-    if (i + kStep <= num_columns) {
-      summation.AddStep(i);
-      i += kStep;
+    std::size_t i = begin;
+    for (; i + kStep <= end; i += kStep, summed += kStep) {
+      summation.rows().AskForInput(summed);
+      summation.rows().AskForDelta(summed);
+      summation.AddStep(summed);
+      application.ApplyStep(i);
     }
-    summation.AddPart(i, num_columns);
+    if constexpr (kTo != To::kLines) application.ApplyPart(i, end);
+    summation.AddPart(summed, num_columns);
     summation.AddUp(sums);
   }
 
