@@ -312,6 +312,22 @@ def test_near_misses_are_told(tmp_path: Path) -> None:
     assert "what stopped it" in verbose.stdout
 
 
+def test_of_many_nodes_the_first_are_listed(tmp_path: Path) -> None:
+    nodes = [
+        lnbp_onnx.make_node("x", "dy", use_affine=False, use_stats=False, outputs=[f"dx_{i}"], name=f"norm_{i}")
+        for i in range(102)
+    ]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in ("x", "dy")]
+    outputs = [helper.make_tensor_value_info("dx_101", TensorProto.FLOAT, [4])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("lnbp", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "m.onnx")
+    short, whole = (command("decompose", tmp_path / "m.onnx", "--dry-run", *more) for more in ((), ("-v",)))
+    assert "norm_99 " in short.stdout and "norm_100 " not in short.stdout
+    assert "2 more nodes; -v lists them." in short.stdout
+    assert "norm_101 " in whole.stdout and "more nodes" not in whole.stdout
+
+
 def bad_tensor(model: ModelProto) -> None:
     model.graph.initializer.add(name="a", data_type=99, dims=[1], raw_data=b"x")
 

@@ -820,6 +820,31 @@ def test_unused_initializers_go_and_used_ones_stay() -> None:
     assert {"ln.weight", "ln.bias", "val_9"} <= names
 
 
+def test_unused_initializers_of_a_branch_go() -> None:
+    """Where the graph around it changes, too."""
+    model = onnx.load(DATA / "torch_layernorm_affine_decomposed.onnx")
+    branch = onnx.GraphProto(name="branch", node=model.graph.node, initializer=model.graph.initializer)
+    for value in branch.initializer:
+        value.name = f"inner.{value.name}"
+    for node in branch.node:
+        node.input[:] = [name if name == "x" or not name else f"inner.{name}" for name in node.input]
+        node.output[:] = [f"inner.{name}" for name in node.output]
+    branch.output.extend(model.graph.output)
+    for value in branch.output:
+        value.name = f"inner.{value.name}"
+    names = [value.name for value in model.graph.output]
+    outputs = [f"chosen.{name}" for name in names]
+    model.graph.node.append(helper.make_node("If", ["p"], outputs, then_branch=branch, else_branch=branch))
+    model.graph.input.append(helper.make_tensor_value_info("p", TensorProto.BOOL, []))
+    result, outcome = fuse(model)
+    assert len(outcome.fused) == 3
+    [choice] = [node for node in result.graph.node if node.op_type == "If"]
+    for attribute in choice.attribute:
+        kept = {value.name for value in attribute.g.initializer}
+        assert "inner.scalar_tensor_default" not in kept
+        assert {"inner.ln.weight", "inner.ln.bias", "inner.val_9"} <= kept
+
+
 def test_wide_rows_are_not_computed() -> None:
     """Matching does arithmetic on expressions: sizes do not matter."""
     style = Style(shape=(1 << 20, 1 << 16))

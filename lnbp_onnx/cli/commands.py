@@ -60,6 +60,9 @@ EXIT_UNUSABLE = 2
 TRACEBACK_VARIABLE = "LNBP_ONNX_TRACEBACK"
 """The environment variable that, set to anything, shows where in the program an error comes from."""
 
+# Nodes that a rewriting lists: more are seldom read, and take as long as rewriting them.
+_MOST_ROWS = 100
+
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -215,7 +218,7 @@ ScatterReductions = Annotated[
     ),
 ]
 Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", help="Print also what did not change, and near misses of fuse.")
+    bool, typer.Option("-v", "--verbose", help="Print also what did not change, near misses of fuse, and all of many nodes.")
 ]
 
 
@@ -756,7 +759,9 @@ def _rewrite(
         printer.say(f"Gradients: {', '.join(map(printable, data['gradients']))}.")
     if data["nodes"]:
         table = report.fused_table if "missed" in data else report.operators_table
-        printer.show(table(data["nodes"]))
+        printer.show(table(data["nodes"], None if printer.verbose else _MOST_ROWS))
+        if len(data["nodes"]) > _MOST_ROWS and not printer.verbose:
+            printer.say(f"{len(data['nodes']) - _MOST_ROWS} more nodes; -v lists them.")
     if data.get("missed"):
         if printer.verbose:
             printer.show(report.missed_table(data["missed"]))

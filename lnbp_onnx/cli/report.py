@@ -86,9 +86,9 @@ def outcomes(result: ir.passes.PassResult) -> dict[str, Any]:
     }
 
 
-def fused_table(fused: list[dict[str, Any]]) -> Table:
-    """Return the table of the nodes that *fuse* made, and of the forms that they replace."""
-    return _places(f"{spec.OP_TYPE} nodes fused: {len(fused)}", ("node", "place", "from"), fused, "result")
+def fused_table(fused: list[dict[str, Any]], most: int | None = None) -> Table:
+    """Return the table of the nodes that *fuse* made, `most` at most, and of the forms that they replace."""
+    return _places(f"{spec.OP_TYPE} nodes fused: {len(fused)}", ("node", "place", "from"), fused[:most], "result")
 
 
 def missed_table(missed: list[dict[str, Any]]) -> Table:
@@ -219,13 +219,13 @@ def _error(error: float | None) -> str:
     return "not finite" if error is None else f"{error:.2e}"
 
 
-def operators_table(operators: list[dict[str, Any]]) -> Table:
-    """Return the table of the nodes that were found, and of what became of them where that is known."""
+def operators_table(operators: list[dict[str, Any]], most: int | None = None) -> Table:
+    """Return the table of the nodes that were found, `most` at most, and of what became of them where it is known."""
     table = Table(title=f"{spec.OP_TYPE} nodes: {len(operators)}", title_justify="left")
     for column in ("node", "place", "axis", "types", "statistics", "result"):
         if column != "result" or any(column in operator for operator in operators):
             table.add_column(column, overflow="fold")
-    for operator in operators:
+    for operator in operators[:most]:
         types = operator["types"]
         table.add_row(
             _cell(operator["node"]) or "(no name)",

@@ -148,6 +148,9 @@ def _apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) ->
 
     proto.ir_version = model.ir_version or proto.ir_version
     _write_imports(model.opset_imports, proto)
+    if not proto.training_info:
+        # The graphs of a training_info may use the initializers. Before the nodes, which are copied where others change.
+        _remove_initializers(model.graph, proto.graph, origins)
     new_protos = NewProtos()
     _write_graph(model.graph, proto.graph, origins, copies, new_protos)
     added_inputs = model.graph.inputs[len(proto.graph.input) :]
@@ -155,9 +158,6 @@ def _apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) ->
     names = {tensor.name for tensor in proto.graph.initializer}
     added = [value.const_value for name, value in model.graph.initializers.items() if name not in names]
     proto.graph.initializer.extend(ir.serde.serialize_tensor(tensor) for tensor in added if tensor is not None)
-    if not proto.training_info:
-        # The graphs of a training_info may use the initializers.
-        _remove_initializers(model.graph, proto.graph, origins)
     result = onnx.ModelProto()
     for function in model.functions.values():
         function_proto = functions.get(function)
