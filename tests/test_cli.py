@@ -323,9 +323,11 @@ def test_of_many_nodes_the_first_are_listed(tmp_path: Path) -> None:
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("lnbp", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "m.onnx")
     short, whole = (command("decompose", tmp_path / "m.onnx", "--dry-run", *more) for more in ((), ("-v",)))
-    assert "norm_99 " in short.stdout and "norm_100 " not in short.stdout
+    assert "norm_99 " in short.stdout
+    assert "norm_100 " not in short.stdout
     assert "2 more nodes; -v lists them." in short.stdout
-    assert "norm_101 " in whole.stdout and "more nodes" not in whole.stdout
+    assert "norm_101 " in whole.stdout
+    assert "more nodes" not in whole.stdout
 
 
 def bad_tensor(model: ModelProto) -> None:

@@ -218,7 +218,8 @@ ScatterReductions = Annotated[
     ),
 ]
 Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", help="Print also what did not change, near misses of fuse, and all of many nodes.")
+    bool,
+    typer.Option("-v", "--verbose", help="Print also what did not change, near misses of fuse, and all of many nodes."),
 ]
 
 

@@ -149,7 +149,8 @@ def _apply_in_place(rewriting: ir.passes.InPlacePass, proto: onnx.ModelProto) ->
     proto.ir_version = model.ir_version or proto.ir_version
     _write_imports(model.opset_imports, proto)
     if not proto.training_info:
-        # The graphs of a training_info may use the initializers. Before the nodes, which are copied where others change.
+        # The graphs of a training_info may use the initializers. This comes before the nodes: they are copied where
+        # others change.
         _remove_initializers(model.graph, proto.graph, origins)
     new_protos = NewProtos()
     _write_graph(model.graph, proto.graph, origins, copies, new_protos)
