@@ -87,6 +87,38 @@ void TestAddresses(Size size, ElementType type, bool use_stats,
   }
 }
 
+// Of sums that underflow: where a row's ends are computed beside other columns,
+// -0 must not become 0 at some addresses alone.
+void TestZeros(ElementType type, const Variant* variant) {
+  Problem problem;
+  problem.variant = variant;
+  problem.type = problem.parameter_type = problem.statistics_type = type;
+  problem.num_rows = 2;
+  problem.norm_size = 20000;
+  problem.cache_bytes = 1;
+  TestThreadPool pool(1);
+  const auto run = [&](std::size_t misalignment) {
+    problem.misalignment = misalignment;
+    Data data(problem);
+    for (std::size_t i = 0; i < problem.norm_size; ++i) {
+      data.input_forward.Set(i, -0.25);
+      data.output_delta.Set(i, ComputesInDouble(type) ? 0x1p-1074 : 0x1p-149);
+      data.input_forward.Set(problem.norm_size + i, -1);
+      data.output_delta.Set(problem.norm_size + i, 0);
+    }
+    for (std::size_t row = 0; row < problem.num_rows; ++row) {
+      data.mean.Set(row, 0);
+      data.variance.Set(row, 1);
+    }
+    return RunKernel(problem, data, pool);
+  };
+  const Outputs first = run(0);
+  for (const std::size_t misalignment : std::vector<std::size_t>{1, 4, 7}) {
+    const Outputs outputs = run(misalignment);
+    CHECK_IN(outputs.gamma_delta == first.gamma_delta, problem.Describe());
+  }
+}
+
 }  // namespace
 }  // namespace lnbp::test
 
@@ -123,6 +155,11 @@ int main(int argc, char** argv) {
         TestAddresses(size, type, use_stats, false, variant);
         if (use_stats) TestAddresses(size, type, true, true, variant);
       }
+    }
+  }
+  for (const ElementType type : {ElementType::kFloat, ElementType::kDouble}) {
+    for (const lnbp::Variant* variant : lnbp::test::VariantsFor(type)) {
+      lnbp::test::TestZeros(type, variant);
     }
   }
   return lnbp::test::Result();

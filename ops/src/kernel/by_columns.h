@@ -128,6 +128,8 @@ class ByColumns {
     if (operands_.past_cache) operands_.functions.finish_stores();
     for (std::size_t i = 0; i < 2; ++i) {
       if (!operands_.gradients[i].is_wanted()) continue;
+      // -0 becomes 0 everywhere: see kColumnsBeyond.
+      for (C& sum : sums[i]) sum += C{0};
       operands_.gradients[i].StoreColumns(sums[i], tile * kMaxTileColumns,
                                           columns.num_columns);
     }

@@ -24,7 +24,7 @@ inline constexpr std::size_t kMaxTileColumns = 2048;
 inline constexpr std::size_t kFirstMeanColumns = 32;
 
 // The arrays of sums over rows go on for so many columns, for whole vectors to
-// be read and written where a row ends. What is there stays as it was.
+// be read and written where rows end. There -0 may become 0, all else stays.
 inline constexpr std::size_t kColumnsBeyond = 32;
 
 // Where the lines of input_delta do not begin with its rows, rows of at most so

@@ -330,7 +330,7 @@ class SimdSteps {
       Vector beta_sum = Columns::Load(beta_sums_ + i, Whole{});
       LNBP_UNROLL
       for (std::size_t r = 0; r < kRows; ++r) {
-        // Where there is no element, the sums stay as they are.
+        // Where there is no element, 0 is added to the sums.
         const Vector xhat =
             Keep(MulAdd(rows_.Centred(r, i, part), rstd_[r], shift_[r]), part);
         const Vector delta = rows_.Delta(r, i, part);
