@@ -762,7 +762,7 @@ def _rewrite(
         table = report.fused_table if "missed" in data else report.operators_table
         printer.show(table(data["nodes"], None if printer.verbose else _MOST_ROWS))
         if len(data["nodes"]) > _MOST_ROWS and not printer.verbose:
-            printer.say(f"{len(data['nodes']) - _MOST_ROWS} more nodes; -v lists them.")
+            printer.say(f"These are the first {_MOST_ROWS}; -v lists all.")
     if data.get("missed"):
         if printer.verbose:
             printer.show(report.missed_table(data["missed"]))
