@@ -153,7 +153,10 @@ int main(int argc, char** argv) {
       for (const lnbp::Variant* variant : lnbp::test::VariantsFor(type)) {
         const bool use_stats = size.norm_size % 3 != 0;
         TestAddresses(size, type, use_stats, false, variant);
-        if (use_stats) TestAddresses(size, type, true, true, variant);
+        // In rows that do not end with a vector.
+        if (use_stats && size.norm_size % 2 != 0) {
+          TestAddresses(size, type, true, true, variant);
+        }
       }
     }
   }
