@@ -74,12 +74,6 @@ bool IsNamed(const std::vector<std::string>& names, const std::string& name) {
          std::find(names.begin(), names.end(), name) != names.end();
 }
 
-// Whether they are its own, not those of a plainer variant.
-bool HasFunctions(const Variant& variant, ElementType type) {
-  return variant.functions->Find<float>(type) != nullptr ||
-         variant.functions->Find<double>(type) != nullptr;
-}
-
 // All columns, and rows enough for several tasks.
 Problem MakeProblem(const Type& type, const Shape& shape) {
   Problem problem;
@@ -265,11 +259,8 @@ void Benchmark(const Type& type, const Shape& shape, const Options& options) {
     add_triad("past cache", TriadPastCache);
 #endif
     const std::size_t num_triads = candidates.size();
-    for (const Variant* variant : test::AvailableVariants()) {
-      if (!HasFunctions(*variant, type.type) ||
-          !IsNamed(options.paths, variant->name)) {
-        continue;
-      }
+    for (const Variant* variant : test::VariantsFor(type.type)) {
+      if (!IsNamed(options.paths, variant->name)) continue;
       for (const bool use_stats : {true, false}) {
         problem.use_stats = use_stats;
         problem.variant = variant;

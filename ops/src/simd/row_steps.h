@@ -88,8 +88,9 @@ class RowFunctionsOf {
         return sums;
       };
       RowSums<1> sums = sum(FirstColumns(tile));
-      if (tile.num_columns > kMaxTileColumns)
+      if (tile.num_columns > kMaxTileColumns) {
         AddFurtherColumns(tile, sum, sums);
+      }
       SetFactors(tile, row, 1, means, sums, values);
     }
     ForRows(num_rows - distance, num_rows,
